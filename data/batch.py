@@ -1,0 +1,51 @@
+"""The one thing that crosses from data to models: a frozen batch that knows its rows by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B rows of one step: B rows, L tokens, C channels, H x W pixels.
+
+    The key of a row travels with it, so nothing is ever matched by position.
+    """
+
+    keys: tuple[str, ...]
+    """`shard/key` of each row, as the ledger prints it."""
+    draws_B: Tensor
+    """int64 random key of each row, from (seed, epoch, key); see `draws.uniform`."""
+    image_BCHW: Tensor
+    """uint8 pixels; normalised on the device, where it is free."""
+    tokens_BL: Tensor
+    """int64 token ids, padded."""
+    real_BL: Tensor
+    """bool, True where `tokens_BL` holds a token of the text."""
+    fields: tuple[Mapping[str, Any], ...]
+    """The sample's own JSON record: question, answer, whatever the shard carried."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`; copies overlap with compute when the source is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies by itself."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Any) -> "Batch":
+        return replace(
+            self,
+            draws_B=move(self.draws_B),
+            image_BCHW=move(self.image_BCHW),
+            tokens_BL=move(self.tokens_BL),
+            real_BL=move(self.real_BL),
+        )

@@ -1,0 +1,72 @@
+"""Every byte of a dataset against its index, with exact counts by reason."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..errors import DataError, ShardError, StorageError
+from . import storage
+from .decode import sample
+from .index import Entry, Manifest, Shard, entries
+from .records import scan
+
+
+@dataclass
+class Findings:
+    """What a check found."""
+
+    good: int = 0
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    """How many samples, or whole shards, are bad for which reason."""
+    faults: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """(reason, sentence) of each."""
+
+    def note(self, reason: str, sentence: str, samples: int = 1) -> None:
+        """Counts a fault."""
+        self.reasons[reason] += samples
+        self.faults.append((reason, sentence))
+
+
+def check(manifest: Manifest, done: Callable[[Shard], None] = lambda shard: None) -> Findings:
+    """Reads every shard and compares it with its index; nothing stops the count."""
+    findings = Findings()
+    for shard in manifest.shards:
+        try:
+            _check_shard(manifest, shard, findings)
+        except StorageError as err:
+            findings.note("unreachable shard", str(err), shard.samples)
+        except DataError as err:
+            findings.note("stale index", str(err), shard.samples)
+        done(shard)
+    return findings
+
+
+def _check_shard(manifest: Manifest, shard: Shard, findings: Findings) -> None:
+    expected = entries(manifest, shard)
+    seen = 0
+    try:
+        with storage.open_read(shard.url) as file, storage.explained(shard.url):
+            for position, (record, blobs) in enumerate(scan(file, shard=shard.url)):
+                entry = expected[position] if position < len(expected) else None
+                _check_sample(shard, entry, record.key, blobs, findings)
+                seen += 1
+    except ShardError as err:
+        findings.note("unreadable shard", str(err), max(0, len(expected) - seen))
+        return
+    if seen < len(expected):
+        sentence = f"{shard.url}: {seen} samples, its index has {len(expected)}"
+        findings.note("missing sample", sentence, len(expected) - seen)
+
+
+def _check_sample(
+    shard: Shard, entry: Entry | None, key: str, blobs: dict[str, bytes], findings: Findings
+) -> None:
+    if entry is None or entry.record.key != key or set(entry.record.members) != set(blobs):
+        findings.note("not indexed", f"{shard.url}: {key} is not what the index has there")
+        return
+    try:
+        sample(entry.record, blobs, shard=shard.url)
+    except ShardError as err:
+        findings.note("changed" if "crc32" in str(err) else "cannot be decoded", str(err))
+    else:
+        findings.good += 1

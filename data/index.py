@@ -1,0 +1,226 @@
+"""The index of a dataset: what lies where in plain tars, written beside them.
+
+`index/manifest.json` names the shards, with sizes, counts and one digest of the whole; opening a
+dataset reads nothing else. `index/<shard>.jsonl` has one line a sample and is read when that shard
+is first touched. JSON only.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from ..errors import DiptychError, ShardError, StaleIndexError
+from . import storage
+from .decode import FORMATS, is_image
+from .records import Member, Record, scan
+
+FORMAT = 1
+FOLDER = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar of a dataset."""
+
+    url: str
+    bytes: int
+    etag: str
+    samples: int
+    lines: str
+    """SHA-256 of the shard's index lines."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset as its index describes it."""
+
+    url: str
+    """The folder of the index."""
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change when any sample of any shard does; places do not count."""
+        lines = [f"{shard.samples} {shard.lines}" for shard in self.shards]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def lines_url(self, shard: Shard) -> str:
+        """Where the index lines of a shard lie."""
+        return storage.join(self.url, storage.name(shard.url) + ".jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a shard's index."""
+
+    record: Record
+    width: int | None
+    """Pixels, from the image's header; None without an image."""
+    height: int | None
+    text_chars: int
+    """Length of the .txt member."""
+
+
+def build(
+    urls: Sequence[str],
+    out: str | None = None,
+    *,
+    threads: int = 4,
+    done: Callable[[Shard], None] = lambda shard: None,
+) -> Manifest:
+    """Reads every shard once and writes the index; the manifest comes last.
+
+    Shards whose index is already there, with the same size and etag, are not read again.
+
+    Args:
+        urls: the tars; brace ranges and globs are meant to be expanded before.
+        out: folder of the index; `index/` beside the first shard by default.
+        threads: shards read at once.
+        done: told of each finished shard.
+
+    Raises:
+        ShardError: a shard is unreadable, or two shards have one name.
+        StorageError: a shard is missing, or the folder cannot be written.
+    """
+    urls = [storage.absolute(url) for url in urls]
+    names = [storage.name(url) for url in urls]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ShardError(f"two shards are called {twice[0]!r}; the ledger could not tell them apart.")
+    out = storage.absolute(out) if out else beside(urls[0])
+    known = {shard.url: shard for shard in _partial(out)}
+
+    def one(url: str) -> Shard:
+        size, etag = storage.stat(url)
+        old = known.get(url)
+        shard = old if old and (old.bytes, old.etag) == (size, etag) else _index(url, out)
+        done(shard)
+        return shard
+
+    with ThreadPoolExecutor(threads) as pool:
+        shards = tuple(pool.map(one, urls))
+    manifest = Manifest(out, shards)
+    storage.write(storage.join(out, "manifest.json"), _dump(manifest))
+    return manifest
+
+
+def beside(url: str) -> str:
+    """Where the index of a shard or a folder of shards lies by default."""
+    folder = url.rpartition("/")[0] if url.endswith(".tar") else url
+    return storage.join(folder, FOLDER)
+
+
+def open_manifest(url: str) -> Manifest:
+    """The index of a dataset folder (or of the index folder itself).
+
+    Raises:
+        StaleIndexError: nothing is indexed there, or the manifest is not one of ours.
+    """
+    url = storage.absolute(url)
+    storage.require_bucket(url)
+    for folder in (url, beside(url)):
+        place = storage.join(folder, "manifest.json")
+        if storage.exists(place):
+            return _load(storage.read(place), folder)
+    raise StaleIndexError(f"{url} has no index. Make one: diptych data index '{url}/*.tar'")
+
+
+def entries(manifest: Manifest, shard: Shard) -> list[Entry]:
+    """The samples of a shard, in the order they lie in it.
+
+    Raises:
+        StaleIndexError: the lines are not those that the manifest names.
+    """
+    url = manifest.lines_url(shard)
+    data = storage.read(url)
+    if hashlib.sha256(data).hexdigest() != shard.lines:
+        raise StaleIndexError(f"{url} is not what its manifest names. Index the shards again.")
+    return [_entry(line) for line in data.splitlines()]
+
+
+def _index(url: str, out: str) -> Shard:
+    size, etag = storage.stat(url)
+    with storage.open_read(url) as file, storage.explained(url):
+        lines = [_line(record, blobs) for record, blobs in scan(file, shard=url)]
+    data = "".join(lines).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(storage.join(out, storage.name(url) + ".jsonl"), data)
+    shard = Shard(url=url, bytes=size, etag=etag, samples=len(lines), lines=digest)
+    storage.write(storage.join(out, storage.name(url) + ".json"), json.dumps(_row(shard)).encode())
+    return shard
+
+
+def _line(record: Record, blobs: dict[str, bytes]) -> str:
+    size = next((_size(blob) for ext, blob in blobs.items() if is_image(ext)), None)
+    row: dict[str, Any] = {
+        "key": record.key,
+        "members": {e: [m.offset, m.size, m.crc32] for e, m in record.members.items()},
+        "text": len(blobs.get("txt", b"").decode(errors="replace")),
+    }
+    if size:
+        row |= {"width": size[0], "height": size[1]}
+    return json.dumps(row) + "\n"
+
+
+def _size(blob: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None  # `data check` counts it and training names it; the index only describes
+
+
+def _entry(line: bytes) -> Entry:
+    row = json.loads(line)
+    members = {ext: Member(*place) for ext, place in row["members"].items()}
+    return Entry(Record(row["key"], members), row.get("width"), row.get("height"), row["text"])
+
+
+def _row(shard: Shard) -> dict[str, Any]:
+    return {name: getattr(shard, name) for name in Shard.__slots__}
+
+
+def _dump(manifest: Manifest) -> bytes:
+    rows = [_row(shard) for shard in manifest.shards]
+    body = {"format": FORMAT, "digest": manifest.digest, "samples": manifest.samples}
+    return json.dumps({**body, "shards": rows}, indent=1).encode()
+
+
+def _load(data: bytes, folder: str) -> Manifest:
+    try:
+        body = json.loads(data)
+        manifest = Manifest(folder, tuple(Shard(**row) for row in body["shards"]))
+        sound = body["format"] == FORMAT and body["digest"] == manifest.digest
+    except (ValueError, KeyError, TypeError) as err:
+        raise StaleIndexError(f"{folder}/manifest.json is no index: {err}. Index again.") from err
+    if not sound:
+        raise StaleIndexError(f"{folder}/manifest.json is of another format, or damaged.")
+    return manifest
+
+
+def _partial(out: str) -> Iterator[Shard]:
+    """Shards that an earlier, perhaps interrupted, run has finished."""
+    for child in storage.children(out):
+        if child.endswith(".tar.json"):
+            try:
+                shard = Shard(**json.loads(storage.read(storage.join(out, child))))
+                if storage.exists(storage.join(out, storage.name(shard.url) + ".jsonl")):
+                    yield shard
+            except (ValueError, TypeError, DiptychError):
+                continue  # half-written by someone else: that shard is simply read again

@@ -1,0 +1,105 @@
+"""A tar shard as WebDataset reads it: consecutive members with one key make one sample."""
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ShardError
+
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"^__[^/]*__($|/)")
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one file of a sample lies in its shard."""
+
+    offset: int
+    """First byte of the data in the shard."""
+    size: int
+    """Bytes."""
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample of a shard: its key and its members by extension."""
+
+    key: str
+    members: dict[str, Member]
+
+    def span(self) -> tuple[int, int]:
+        """The byte range [start, end) of the shard that holds all members."""
+        offsets = [(member.offset, member.offset + member.size) for member in self.members.values()]
+        return min(start for start, _ in offsets), max(end for _, end in offsets)
+
+
+def split_name(path: str) -> tuple[str, str] | None:
+    """(key, extension) as WebDataset splits a member's name, None if it has none."""
+    match = _NAME.match(path)
+    return (match[1], match[2].lower()) if match else None
+
+
+def scan(file: Any, *, shard: str) -> Iterator[tuple[Record, dict[str, bytes]]]:
+    """Yields every sample of a tar with its members' bytes, and reads each byte once.
+
+    Raises:
+        ShardError: no tar, cut short, a damaged header, or two members of one name in a sample.
+    """
+    key: str | None = None
+    members: dict[str, Member] = {}
+    blobs: dict[str, bytes] = {}
+    for path, member, blob in _files(file, shard):
+        parts = split_name(path)
+        if parts is None or _META.match(path):
+            continue
+        if parts[0] != key:
+            if key is not None and members:
+                yield Record(key, members), blobs
+            key, members, blobs = parts[0], {}, {}
+        if parts[1] in members:
+            raise ShardError(f"{shard}: sample {key!r} has two members .{parts[1]}. Pack it again.")
+        members[parts[1]], blobs[parts[1]] = member, blob
+    if key is not None and members:
+        yield Record(key, members), blobs
+
+
+def _files(file: Any, shard: str) -> Iterator[tuple[str, Member, bytes]]:
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if not info.isreg() or info.issparse():
+                    continue
+                file.seek(info.offset_data)
+                blob = file.read(info.size)
+                if len(blob) != info.size:
+                    raise ShardError(
+                        f"{shard}: cut short in member {info.name!r}: {len(blob)} of {info.size} "
+                        "bytes. Upload it again."
+                    )
+                yield info.name, Member(info.offset_data, info.size, zlib.crc32(blob)), blob
+            end = tar.offset
+    except (tarfile.TarError, EOFError) as err:
+        raise ShardError(f"{shard} is not a readable tar: {err}. Upload it again.") from err
+    _require_end(file, end, shard)
+
+
+def _require_end(file: Any, end: int, shard: str) -> None:
+    """A tar ends in zeros; tarfile takes a damaged header for the end and says nothing."""
+    file.seek(end)
+    tail = file.read(512)
+    if len(tail) < 512:
+        raise ShardError(
+            f"{shard}: no end-of-archive mark at byte {end}; it was cut short. Upload it again."
+        )
+    while tail:
+        if tail.strip(b"\0"):
+            raise ShardError(
+                f"{shard}: damaged header near byte {end}; the rest of the shard is unreadable. "
+                "Upload it again."
+            )
+        tail = file.read(_CHUNK)

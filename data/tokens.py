@@ -1,0 +1,96 @@
+"""Text to ids, with the tokenizers library; the vocabulary travels as one tokenizer.json."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from ..errors import DataError
+from . import storage
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenizer that pads and cuts to one length."""
+
+    tokenizer: Tokenizer
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Ids in the vocabulary."""
+        return self.tokenizer.get_vocab_size()
+
+    @property
+    def mask(self) -> int:
+        """Id of the mask token."""
+        return self.tokenizer.token_to_id("[MASK]")
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids that stand for no word."""
+        return tuple(self.tokenizer.token_to_id(token) for token in _SPECIAL)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Returns (ids (B, L) int64, real (B, L) bool); longer texts are cut."""
+        found = self.tokenizer.encode_batch(list(texts))
+        ids_BL = torch.tensor([encoding.ids for encoding in found])
+        return ids_BL, torch.tensor([encoding.attention_mask for encoding in found]).bool()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self.tokenizer.decode(list(ids))
+
+
+def learn(texts: Iterable[str], size: int = 8000) -> str:
+    """A WordPiece vocabulary of at most `size` ids learned from texts, as the text of a file."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(_SPECIAL), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(token, _SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer.to_str()
+
+
+def load(url: str, length: int) -> Text:
+    """The tokenizer of a tokenizer.json in a bucket, on a disk, or in a model's repository.
+
+    A name without a scheme and without `.json` is a repository of the hub, such as
+    `bert-base-uncased`.
+
+    Raises:
+        DataError: not a tokenizer file, or one without BERT's special tokens.
+    """
+    if url.endswith(".json"):
+        return from_text(storage.read(url).decode(), length, source=url)
+    try:
+        tokenizer = Tokenizer.from_pretrained(url)
+    except Exception as err:  # the library raises bare Exception
+        raise DataError(f"{url!r}: no tokenizer of that name on the hub: {err}") from err
+    return from_text(tokenizer.to_str(), length, source=url)
+
+
+@functools.lru_cache(maxsize=4)
+def from_text(text: str, length: int, *, source: str = "tokenizer.json") -> Text:
+    """The tokenizer that the text of a tokenizer.json describes."""
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as err:  # the library raises bare Exception
+        raise DataError(f"{source} is not a tokenizer.json: {err}") from err
+    missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise DataError(f"{source} lacks the special tokens {missing}; use a BERT-like tokenizer.")
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), length=length)
+    tokenizer.enable_truncation(length)
+    return Text(tokenizer, length)

@@ -1,0 +1,53 @@
+"""Everything that can be wrong, as one tree. Every message names the value and the fix.
+
+DiptychError
+├── RecipeError        a recipe, an override or a shape that cannot be meant
+├── DataError          what was read is not what was promised
+│   ├── ShardError     one shard or one sample of it, named
+│   └── StaleIndexError  the index is missing, stale or does not fit the shards
+├── StorageError       a bucket or a disk said no: missing, denied, full, unreachable
+├── RunError           a run directory that is not one, is busy, or belongs to another recipe
+├── CheckpointError    a checkpoint that is incomplete, changed or of another model
+├── ExportError        an export that could not be written or could not be proven
+└── ClusterError       workers that did not start, or died more often than allowed
+"""
+
+
+class DiptychError(Exception):
+    """Base of all errors that a user can do something about; the command line exits with 2."""
+
+
+class RecipeError(DiptychError):
+    """A recipe, an override or a shape that cannot be meant."""
+
+
+class DataError(DiptychError):
+    """What was read is not what was promised."""
+
+
+class ShardError(DataError):
+    """One shard, or one sample of it, is unreadable; the message names it."""
+
+
+class StaleIndexError(DataError):
+    """The index is missing, stale or does not fit its shards."""
+
+
+class StorageError(DiptychError):
+    """A bucket or a disk said no: missing, denied, full, unreachable."""
+
+
+class RunError(DiptychError):
+    """A run directory that is not one, is busy, or belongs to another recipe."""
+
+
+class CheckpointError(DiptychError):
+    """A checkpoint that is incomplete, changed, or of another model."""
+
+
+class ExportError(DiptychError):
+    """An export that could not be written, or could not be proven."""
+
+
+class ClusterError(DiptychError):
+    """Workers did not start, or died more often than the shape allows."""

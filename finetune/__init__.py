@@ -1,0 +1,1 @@
+"""Starts from what pretraining wrote: heads, evaluation, export."""

@@ -1,0 +1,1 @@
+"""Table of contents: one line an export target, sorted. Nothing happens at import."""

@@ -1,0 +1,1 @@
+"""Models, objectives, the loop. Pure torch; runs on a laptop."""

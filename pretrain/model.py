@@ -1,0 +1,25 @@
+"""What a model is: a record that builds a module which turns a view into one encoder pass."""
+
+from typing import Any
+
+from pydantic import Field
+
+from ..config import Part
+from .objective import Sizes, Words
+
+
+class Model(Part):
+    """A record of a model's sizes. `build` makes the module: `module(view) -> Seen`."""
+
+    image_size: int = Field(64, ge=8)
+    """Height and width of the images, in pixels."""
+    tokens: int = Field(16, ge=4)
+    """Text length, special tokens included; longer texts are cut."""
+
+    def build(self, words: Words) -> Any:
+        """The module, freshly initialised from torch's global generator."""
+        raise NotImplementedError(f"model {self.kind!r} has no build")
+
+    def sizes(self, words: Words) -> Sizes:
+        """What the heads of objectives must fit."""
+        raise NotImplementedError(f"model {self.kind!r} has no sizes")

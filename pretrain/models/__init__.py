@@ -1,0 +1,3 @@
+"""Table of contents: one line a model, sorted. Nothing happens at import."""
+
+from .vlp import Vlp as Vlp

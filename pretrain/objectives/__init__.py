@@ -1,0 +1,5 @@
+"""Table of contents: one line an objective, sorted. Nothing happens at import."""
+
+from .itm import ImageTextMatching as ImageTextMatching
+from .mlm import MaskedLanguage as MaskedLanguage
+from .mrm import MaskedRegion as MaskedRegion

@@ -1,0 +1,77 @@
+"""Masked language modelling with the image in view (Devlin et al. 2019; UNITER, Chen et al. 2020).
+
+B rows, L tokens, M masked tokens, D width, V words.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...data.draws import uniform
+from ..objective import Objective, Score, Seen, Sizes, View, Words
+
+
+class MaskedLanguage(Objective):
+    """L = -log p(hidden words | other words, image), the mean over a row's hidden words.
+
+    Of the hidden words 80 % become the mask, 10 % a random word, 10 % stay. At least one word of a
+    row is hidden. Rows whose regions are hidden keep their words (UNITER's conditional masking),
+    so put `mrm` before `mlm`; rows with a foreign text are masked alike but not scored.
+    """
+
+    kind: ClassVar[str] = "mlm"
+    rate: float = Field(0.15, gt=0, lt=1)
+    """Share of the words of a row that are hidden."""
+
+    def head(self, sizes: Sizes) -> nn.Module:
+        return _WordHead(sizes.width, sizes.vocabulary)
+
+    def hide(self, view: View, words: Words) -> View:
+        draws_B, length = view.batch.draws_B, view.tokens_BL.shape[1]
+        special = torch.tensor(words.special, device=draws_B.device)
+        free_BL = view.real_BL & ~torch.isin(view.tokens_BL, special)
+        free_BL &= ~view.hidden_BN.any(1, keepdim=True)
+        chance_BL = uniform(draws_B, "mlm.pick", length).masked_fill(~free_BL, 2.0)
+        first_BL = chance_BL == chance_BL.amin(1, keepdim=True)
+        hide_BL = free_BL & ((chance_BL < self.rate) | first_BL)
+        how_BL = uniform(draws_B, "mlm.how", length)
+        other_BL = (uniform(draws_B, "mlm.word", length) * words.size).long()
+        shown_BL = torch.where(hide_BL & (how_BL < 0.8), words.mask, view.tokens_BL)
+        shown_BL = torch.where(hide_BL & (how_BL >= 0.9), other_BL, shown_BL)
+        targets_BL = view.tokens_BL.masked_fill(~hide_BL, -100)
+        return replace(
+            view, tokens_BL=shown_BL, targets={**view.targets, self.kind: targets_BL}
+        )
+
+    def score(self, head: Any, seen: Seen) -> Score:
+        targets_BL = seen.view.targets[self.kind]
+        targets_BL = targets_BL.masked_fill(~seen.view.matched_B[:, None], -100)
+        picked_BL = targets_BL >= 0
+        targets_M = targets_BL[picked_BL]
+        logits_MV = head(seen.tokens_BLD[picked_BL], seen.word_weights_VD)
+        loss_M = F.cross_entropy(logits_MV.float(), targets_M, reduction="none")
+        row_M = picked_BL.nonzero()[:, 0]
+        count_B = picked_BL.sum(1)
+        sum_B = torch.zeros(len(count_B), dtype=loss_M.dtype, device=loss_M.device)
+        return Score(
+            loss_B=sum_B.index_add(0, row_M, loss_M) / count_B.clamp(min=1),
+            valid_B=count_B > 0,
+            hits=(logits_MV.argmax(1) == targets_M).sum(),
+            tries=count_B.sum(),
+        )
+
+
+class _WordHead(nn.Module):
+    """BERT's transform, then the word embeddings themselves as the output layer."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias_V = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, hidden_MD: Tensor, word_weights_VD: Tensor) -> Tensor:
+        return F.linear(self.transform(hidden_MD), word_weights_VD, self.bias_V)

@@ -1,0 +1,70 @@
+"""The seam: a task joins a model and its objectives in one module and maps a batch to losses.
+
+It is the only thing that an engine wraps, and nothing else owns a training step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import Batch
+from .model import Model
+from .objective import Objective, Score, Seen, View, Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What one batch cost. Sums and counts, so that ranks and micro-batches add up exactly."""
+
+    total: Tensor
+    """0-d; the mean over rows of the weighted losses. Backward starts here."""
+    sums: dict[str, tuple[Tensor, Tensor]]
+    """`mlm.loss` -> (sum, count), `mlm.accuracy` -> (hits, tries); detached."""
+
+
+class Task(nn.Module):
+    """Model and heads, joined. B rows, N regions."""
+
+    def __init__(self, model: Model, objectives: Sequence[Objective], words: Words) -> None:
+        super().__init__()
+        self.objectives, self.words = tuple(objectives), words
+        self.sizes = model.sizes(words)
+        self.model = model.build(words)
+        self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
+
+    def look(self, batch: Batch) -> View:
+        """The whole batch, nothing hidden."""
+        device = self.model.words.weight.device
+        batch = batch.to(device)
+        shape = (batch.rows, self.sizes.regions)
+        return View(
+            batch=batch,
+            image_BCHW=batch.image_BCHW.to(self.model.words.weight.dtype) / 127.5 - 1.0,
+            tokens_BL=batch.tokens_BL,
+            real_BL=batch.real_BL,
+            hidden_BN=torch.zeros(shape, dtype=torch.bool, device=device),
+            matched_B=torch.ones(batch.rows, dtype=torch.bool, device=device),
+        )
+
+    def scores(self, batch: Batch) -> tuple[Seen, dict[str, Score]]:
+        """One encoder pass, and each objective's verdict on it."""
+        view = self.look(batch)
+        for objective in self.objectives:
+            view = objective.hide(view, self.words)
+        seen: Seen = self.model(view)
+        return seen, {o.kind: o.score(self.heads[o.kind], seen) for o in self.objectives}
+
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of a batch. Equal rows a rank make the mean over ranks the global mean."""
+        _, scores = self.scores(batch)
+        total = torch.zeros((), device=self.model.words.weight.device)
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        for objective in self.objectives:
+            score = scores[objective.kind]
+            summed = (score.loss_B * score.valid_B).sum()
+            total = total + objective.weight * summed / batch.rows
+            sums[f"{objective.kind}.loss"] = (summed.detach(), score.valid_B.sum())
+            sums[f"{objective.kind}.accuracy"] = (score.hits, score.tries)
+        return Losses(total=total, sums=sums)
