@@ -157,14 +157,20 @@ def pick(value: Any, table: Kinds, what: str) -> Any:
     return parse(table[kind], fields, source=f"{what} {kind!r}")
 
 
-def parse(cls: type[R], values: Mapping[str, Any], *, source: str) -> R:
+def parse(
+    cls: type[R],
+    values: Mapping[str, Any],
+    *,
+    source: str,
+    context: Mapping[str, Any] | None = None,
+) -> R:
     """A record of `cls` from plain values; every mistake is listed at once.
 
     Raises:
         RecipeError: unknown keys, wrong types, values out of range.
     """
     try:
-        return cls.model_validate(dict(values))
+        return cls.model_validate(dict(values), context=dict(context or {}))
     except ValidationError as err:
         lines = [_complaint(cls, item) for item in err.errors()]
         raise RecipeError(f"{source}: " + "; ".join(lines)) from err

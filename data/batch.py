@@ -33,6 +33,11 @@ class Batch:
         """Number of rows."""
         return len(self.keys)
 
+    def take(self, first: int, last: int) -> "Batch":
+        """Rows [first, last)."""
+        part = self._map(lambda tensor: tensor[first:last])
+        return replace(part, keys=self.keys[first:last], fields=self.fields[first:last])
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies overlap with compute when the source is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

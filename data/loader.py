@@ -50,10 +50,11 @@ class Loader:
         stop: int,
         ahead: int = 4,
         threads: int = 2,
+        pin: bool = False,
     ) -> None:
         self.plan, self.text, self.recipe = plan, text, recipe
         self.rank, self.world, self.start, self.stop = rank, world, start, stop
-        self.ahead, self.threads = ahead, threads
+        self.ahead, self.threads, self.pin = ahead, threads, pin
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch)."""
@@ -95,7 +96,8 @@ class Loader:
                 soon = self.plan.rows(min(step + self.ahead, self.stop - 1), self.rank, self.world)
                 refs = self.plan.rows(step, self.rank, self.world)
                 blocks.fetch([*refs, *soon])
-                yield step, collate(blocks, refs, self.text, self.recipe)
+                batch = collate(blocks, refs, self.text, self.recipe)
+                yield step, batch.pinned() if self.pin else batch
                 blocks.forget(refs)
 
 

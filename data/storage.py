@@ -193,6 +193,20 @@ def require_bucket(url: str) -> None:
             _fs(url).call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
 
 
+def make_bucket(url: str) -> None:
+    """Makes the bucket of an s3:// URL; one that is there already is left alone."""
+    url = absolute(url)
+    bucket = _strip(url).partition("/")[0]
+    with explained(f"s3://{bucket}"):
+        if not _fs(url).exists(bucket):
+            _fs(url).mkdir(bucket)
+
+
+def forget_filesystems() -> None:
+    """Builds filesystems anew, after the environment's endpoint or keys have changed."""
+    _filesystem.cache_clear()
+
+
 def _strip(url: str) -> str:
     return url if url.startswith("https://") else url.partition("://")[2]
 

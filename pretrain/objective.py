@@ -75,6 +75,11 @@ class Objective(Part):
 
     weight: float = 1.0
 
+    @property
+    def rows_multiple(self) -> int:
+        """What the rows of a micro-batch must be a multiple of."""
+        return 1
+
     def head(self, sizes: Sizes) -> nn.Module:
         """The parameters that this objective alone trains; none by default."""
         return nn.Identity()

@@ -68,13 +68,16 @@ class VisionLanguage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, spec.dropout) for _ in range(spec.depth)
         )
-        self.norm = nn.LayerNorm(spec.width)
+        self.norm_text, self.norm = nn.LayerNorm(spec.width), nn.LayerNorm(spec.width)
         nn.init.normal_(self.words.weight, std=0.02)
         nn.init.normal_(self.places, std=0.02)
 
     def forward(self, view: View) -> Seen:
         text_BLD = self.words(view.tokens_BL) + self.places[: view.tokens_BL.shape[1]]
-        regions_BND = self.vision(view.image_BCHW, view.hidden_BN)
+        text_BLD = self.norm_text(text_BLD)
+        regions_BND, whole_B1D = self.vision(view.image_BCHW, view.hidden_BN)
+        if self.streams != "text":
+            text_BLD = text_BLD + whole_B1D
         real_BL, length = view.real_BL, text_BLD.shape[1]
         if self.streams == "image":  # the first token stays: it is where the pair is read
             real_BL = real_BL & (torch.arange(length, device=real_BL.device) == 0)
@@ -106,16 +109,20 @@ class GridFeatures(nn.Module):
             layers += [nn.GroupNorm(4, out), nn.ReLU()]
             channels, side, out = out, side // 2, min(2 * out, spec.width)
         self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        self.project = nn.Linear(channels, spec.width)
+        self.project = nn.Sequential(nn.Linear(channels, spec.width), nn.LayerNorm(spec.width))
         self.places = nn.Parameter(torch.zeros(spec.grid**2, spec.width))
+        self.whole = nn.Sequential(nn.Linear(2 * channels, spec.width), nn.LayerNorm(spec.width))
         self.hole = nn.Parameter(torch.zeros(spec.width))
-        nn.init.normal_(self.places, std=0.02)
-        nn.init.normal_(self.hole, std=0.02)
+        nn.init.normal_(self.places, std=0.5)
+        nn.init.normal_(self.hole, std=0.5)
 
-    def forward(self, image_BCHW: Tensor, hidden_BN: Tensor) -> Tensor:
+    def forward(self, image_BCHW: Tensor, hidden_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the regions (B, N, D) and the whole image (B, 1, D)."""
         image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-        grid_BND = self.project(self.convolve(image_BCHW).flatten(2).transpose(1, 2))
-        return grid_BND + self.places + hidden_BN[..., None] * self.hole
+        grid_BNC = self.convolve(image_BCHW).flatten(2).transpose(1, 2)
+        pooled_B1C = torch.cat([grid_BNC.mean(1, True), grid_BNC.amax(1, True)], dim=2)
+        regions_BND = self.project(grid_BNC) + self.places + hidden_BN[..., None] * self.hole
+        return regions_BND, self.whole(pooled_B1C)
 
 
 class Block(nn.Module):

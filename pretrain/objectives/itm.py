@@ -29,6 +29,10 @@ class ImageTextMatching(Objective):
     group: int = Field(4, ge=2)
     """Rows that exchange texts; must divide the rows of a micro-batch."""
 
+    @property
+    def rows_multiple(self) -> int:
+        return self.group
+
     def head(self, sizes: Sizes) -> nn.Module:
         return nn.Linear(sizes.width, 2)
 

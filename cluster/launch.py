@@ -1,0 +1,188 @@
+"""The driver of a run: place a group of workers, listen, and start it again when it breaks.
+
+Plain Ray actors in a placement group rather than Ray Train: measured on this project's machine,
+Ray Train takes 21 s cold to the first all-reduce, actors 2-5 s (docs/LOG.md).
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from ..config import plain
+from ..errors import ClusterError, DiptychError
+from ..pretrain import checkpoint
+from ..pretrain.run import Run
+from .job import Event, Job, Place
+from .shapes import Shape
+from .worker import actor
+
+_DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
+_PLACE_S = 120.0
+_BLAME_S = 10.0
+
+
+class Stopped(Exception):
+    """The user asked the run to end; a checkpoint of all that was done is kept."""
+
+
+class Group:
+    """The workers of one attempt."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        bundle = {"CPU": shape.cpus_per_worker, "GPU": shape.gpus_per_worker}
+        bundle = {name: float(count) for name, count in bundle.items() if count}
+        self.slots = placement_group([bundle] * shape.workers, strategy="PACK")
+        if not self.slots.wait(_PLACE_S):
+            remove_placement_group(self.slots)
+            raise ClusterError(
+                f"no room for {shape.workers} workers of {bundle} within {_PLACE_S:.0f} s; the "
+                f"cluster has {ray.cluster_resources()}. Add nodes, or ask for less."
+            )
+        kind = actor(shape.cpus_per_worker, shape.gpus_per_worker)
+        self.workers: list[Any] = [
+            kind.options(placement_group=self.slots, placement_group_bundle_index=rank).remote(rank)
+            for rank in range(shape.workers)
+        ]
+
+    def start(self, job: Job) -> tuple[list[Place], list[Any]]:
+        """(where each rank is, what each rank's `run` will return)."""
+        places: list[Place] = ray.get([worker.where.remote() for worker in self.workers])
+        return places, [worker.run.remote(job, places[0]) for worker in self.workers]
+
+    def drain(self) -> Iterator[Event]:
+        """What the living workers have to tell."""
+        for worker in self.workers:
+            with contextlib.suppress(*_DEAD):
+                yield from ray.get(worker.drain.remote(), timeout=30)
+
+    def stop(self) -> None:
+        """Asks all workers to end at the next report."""
+        for worker in self.workers:
+            worker.stop.remote()
+
+    def kill(self) -> None:
+        """Ends all workers now."""
+        for worker in self.workers:
+            ray.kill(worker)
+        remove_placement_group(self.slots)
+
+
+def drive(
+    run: Run,
+    shape: Shape,
+    url: str,
+    data: str,
+    *,
+    hear: Callable[[Event], None],
+    begin: Callable[[int, int, list[Place]], None],
+    stopping: Callable[[], bool],
+) -> int:
+    """Runs to the end, through the deaths of workers, and returns the steps done.
+
+    Args:
+        run: the recipe.
+        shape: the machines.
+        url: the run's folder.
+        data: digest of the training data.
+        hear: told of every event of every worker.
+        begin: told of each attempt: its number, its first step, where its ranks are.
+        stopping: asked twice a second; once true, the run keeps a checkpoint and ends.
+
+    Raises:
+        ClusterError: workers died more often than the shape allows.
+        DiptychError: a worker met an error that no restart mends.
+        Stopped: `stopping` said so.
+    """
+    failures, attempt, reached = 0, 0, -1
+    while True:
+        start = max(checkpoint.steps(url), default=0)
+        if start == run.steps:
+            return start
+        failures = 0 if start > reached else failures
+        reached, attempt = max(start, reached), attempt + 1
+        job = Job(plain(run), url, data, shape, attempt, start)
+        try:
+            return _attempt(job, hear, begin, stopping)
+        except _DEAD as err:
+            failures += 1
+            note = f"a worker died ({type(err).__name__}); restart {failures}"
+            hear(Event("log", -1, {"text": f"{note} of {shape.max_failures}"}))
+            if failures > shape.max_failures:
+                raise ClusterError(
+                    f"workers died {failures} times without a new checkpoint after step {start}. "
+                    f"The logs are in {url}/logs. Raise max_failures, or mend the cause."
+                ) from err
+
+
+def _attempt(
+    job: Job,
+    hear: Callable[[Event], None],
+    begin: Callable[[int, int, list[Place]], None],
+    stopping: Callable[[], bool],
+) -> int:
+    group = Group(job.shape)
+    try:
+        places, running = group.start(job)
+        begin(job.attempt, job.start, places)
+        asked = False
+        while running:
+            done, running = ray.wait(running, num_returns=len(running), timeout=0.5)
+            for event in group.drain():
+                hear(event)
+            for result in done:
+                steps = _result(result, running)
+            if stopping() and not asked:
+                asked = True
+                group.stop()
+        for event in group.drain():
+            hear(event)
+        if asked and steps < int(job.recipe["steps"]):
+            raise Stopped
+        return steps
+    finally:
+        group.kill()
+
+
+def _result(result: Any, others: list[Any]) -> int:
+    """What a rank returned; if it failed because another died, the death is raised."""
+    try:
+        return ray.get(result)
+    except RayTaskError as err:
+        cause = err.cause
+        if isinstance(cause, DiptychError):
+            raise cause from None
+        deadline = time.monotonic() + _BLAME_S
+        while others and time.monotonic() < deadline:
+            done, others = ray.wait(others, timeout=0.5)
+            for other in done:
+                try:
+                    ray.get(other)
+                except _DEAD:
+                    raise
+                except RayTaskError:
+                    continue  # it broke like this one; a third may be the dead one
+        raise ClusterError(f"a worker failed: {type(cause).__name__}: {cause}") from err
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, shape: Shape) -> Iterator[None]:
+    """A Ray cluster: a private one on this machine, or the one at an address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        cpus = max(os.cpu_count() or 1, shape.workers * shape.cpus_per_worker)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    else:
+        ray.init(address=address, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

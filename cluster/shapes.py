@@ -1,0 +1,87 @@
+"""The machines of a run: how many workers, with what, at which ZeRO stage. It names no method."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ..config import Record, from_yaml, override, parse, unknown
+from ..data import storage
+from ..errors import RecipeError
+from ..pretrain.run import Run
+
+
+class Shape(Record):
+    """Where a recipe runs."""
+
+    workers: int = Field(2, ge=1)
+    """Ranks; each is one process."""
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs that Ray sets aside, and torch threads, of each worker."""
+    zero_stage: Literal[0, 1, 2] = 1
+    micro_batch: int | None = Field(None, ge=1)
+    """Rows of a worker's forward pass; gradients accumulate over the rest. All rows by default."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    max_failures: int = Field(3, ge=0)
+    """Restarts in a row without a new checkpoint in between."""
+    keep_checkpoints: int = Field(2, ge=1)
+
+    def micro_rows(self, run: Run) -> int:
+        """Rows of one forward pass on one worker.
+
+        Raises:
+            RecipeError: the batch cannot be cut so.
+        """
+        rows, rest = divmod(run.batch, self.workers)
+        if rest:
+            raise RecipeError(
+                f"batch {run.batch} cannot be cut among {self.workers} workers. "
+                f"Use a batch that is a multiple of {self.workers}."
+            )
+        micro = self.micro_batch or rows
+        if rows % micro:
+            raise RecipeError(
+                f"micro_batch {micro} does not divide the {rows} rows that each of "
+                f"{self.workers} workers has of batch {run.batch}."
+            )
+        if micro % run.rows_multiple:
+            raise RecipeError(
+                f"{micro} rows a forward pass, but the objectives need a multiple of "
+                f"{run.rows_multiple}. Change batch, workers or micro_batch."
+            )
+        return micro
+
+
+SHAPES = {
+    "one": Shape(workers=1, zero_stage=0),
+    "pair": Shape(workers=2),
+    "gpu": Shape(workers=1, gpus_per_worker=1, precision="bf16", cpus_per_worker=4),
+    "node8": Shape(workers=8, gpus_per_worker=1, precision="bf16", cpus_per_worker=4),
+}
+"""Named shapes; a YAML file of a Shape's fields does as well."""
+
+
+def find_shape(text: str, settings: list[str]) -> Shape:
+    """A named shape or a YAML file, with `path=value` settings put in."""
+    if text in SHAPES:
+        values: dict[str, Any] = SHAPES[text].model_dump()
+    elif text.endswith((".yaml", ".yml")):
+        values = from_yaml(storage.read(text).decode(), source=text)
+    else:
+        raise unknown(text, list(SHAPES), "--shape (or a .yaml file)")
+    return parse(Shape, override(values, settings), source=f"shape {text}")
+
+
+def deepspeed_config(run: Run, shape: Shape) -> dict[str, Any]:
+    """What DeepSpeed is told: a pure function of recipe and shape."""
+    micro = shape.micro_rows(run)
+    return {
+        "train_batch_size": run.batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": run.batch // shape.workers // micro,
+        "gradient_clipping": run.optim.clip,
+        "zero_optimization": {"stage": shape.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": shape.precision == "bf16"},
+        "steps_per_print": 1_000_000_000,
+    }

@@ -1,0 +1,178 @@
+"""What a person sees of a run: a progress line, metrics.jsonl, TensorBoard events, logs, status."""
+
+import json
+import os
+import socket
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from ..data import storage
+from ..pretrain.rundir import RunDir
+from ..pretrain.run import Run
+from .job import Event, Place
+from .ledger import Attempt, Book
+
+_KEEP_LINES = 1000
+_BEAT_S = 10.0
+STOP = "stop.json"
+"""`diptych stop` leaves this in the folder of a run that another machine drives."""
+
+
+class Tracker:
+    """Hears everything that happens in a run and keeps it where it can be found."""
+
+    def __init__(self, run: Run, place: RunDir, console: Console, world: int) -> None:
+        self.run, self.place, self.console, self.world = run, place, console, world
+        self.rows = place.rows("metrics.jsonl")
+        self.book = Book(place)
+        self.logs: dict[int, deque[str]] = {}
+        self.stop_asked = False
+        self._beat = 0.0
+        self._places: list[Place] = []
+        self._began = time.time()
+        self._events = Path(tempfile.mkdtemp(prefix="diptych-events-"))
+        self._board: SummaryWriter | None = None
+        self._line = Line(run, console)
+
+    def __enter__(self) -> "Tracker":
+        self._line.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.stop()
+        if self._board:
+            self._board.close()
+
+    def begin(self, attempt: int, start: int, places: list[Place]) -> None:
+        """A group of workers begins at step `start`; later rows of an earlier one are void."""
+        self.rows = [row for row in self.rows if row["step"] <= start]
+        self._places = places
+        self.book.begin(Attempt(attempt, start, self.world))
+        if self._board:
+            self._board.close()
+        self._board = SummaryWriter(str(self._events), purge_step=start + 1 if start else None)
+        self._line.at(start)
+        self.status("running")
+
+    def hear(self, event: Event) -> None:
+        """Takes one event of a worker."""
+        if event.kind == "ledger":
+            self.book.note(event.rank, event.body)
+        elif event.kind == "log":
+            self.log(event.body["text"], event.rank)
+        elif event.kind == "metrics":
+            self._metrics(event.body)
+        if time.time() - self._beat > _BEAT_S:
+            self.status("running")
+            self.stop_asked = storage.exists(self.place.at(STOP))
+
+    def log(self, text: str, rank: int = -1) -> None:
+        """Keeps lines in a rank's log; rank -1 is the driver, whose lines are shown too."""
+        self.keep(text, rank)
+        if rank < 0:
+            self.console.print(f"[yellow]{self.run.name}[/]: {text}", highlight=False)
+
+    def keep(self, text: str, rank: int) -> None:
+        """Keeps lines in a rank's log."""
+        stamp = time.strftime("%H:%M:%S")
+        lines = self.logs.setdefault(rank, deque(self._old_log(rank), maxlen=_KEEP_LINES))
+        lines += [f"{stamp} {line}" for line in text.splitlines()]
+
+    def flush(self) -> None:
+        """Puts everything into the run's folder."""
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        storage.write(self.place.at("metrics.jsonl"), text.encode())
+        self.book.flush()
+        for rank, lines in self.logs.items():
+            storage.write(self.place.at("logs", _log_name(rank)), "\n".join([*lines, ""]).encode())
+        if self._board:
+            self._board.flush()
+        for file in self._events.iterdir():
+            storage.write(self.place.at("tensorboard", file.name), file.read_bytes())
+
+    def status(self, state: str, note: str = "") -> None:
+        """Says in the run's folder what it is doing, and where."""
+        self._beat = time.time()
+        self.place.put("status.json", {
+            "state": state,
+            "note": note,
+            "step": self.rows[-1]["step"] if self.rows else 0,
+            "steps": self.run.steps,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "workers": [place.pid for place in self._places],
+            "began": self._began,
+            "beat": self._beat,
+        })
+
+    def _metrics(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        assert self._board is not None  # `begin` came before any event
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name.replace(".", "/"), value, int(row["step"]))
+        self._line.show(row)
+        if row["step"] % self.run.checkpoint_steps == 0:
+            self.flush()
+
+    def _old_log(self, rank: int) -> list[str]:
+        url = self.place.at("logs", _log_name(rank))
+        return storage.read(url).decode().splitlines() if storage.exists(url) else []
+
+
+class Line:
+    """A progress bar on a terminal; a plain line now and then elsewhere."""
+
+    def __init__(self, run: Run, console: Console) -> None:
+        self.run, self.console = run, console
+        self._bar: Progress | None = None
+        self._said = 0.0
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(run.name, total=run.steps, text="")
+
+    def start(self) -> None:
+        """Shows the bar."""
+        if self._bar:
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar:
+            self._bar.stop()
+
+    def at(self, step: int) -> None:
+        """Moves to a step."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Shows a row of metrics."""
+        text = " ".join(
+            f"{name} {value:.3f}" for name, value in row.items() if "." in name
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=row["step"], text=text)
+        elif time.time() - self._said > _BEAT_S or row["step"] == self.run.steps:
+            self._said = time.time()
+            self.console.print(
+                f"{self.run.name} step {row['step']}/{self.run.steps} {text}", highlight=False
+            )
+
+
+def _log_name(rank: int) -> str:
+    return "driver.log" if rank < 0 else f"rank-{rank}.log"

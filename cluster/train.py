@@ -1,0 +1,146 @@
+"""`train`: a recipe on a shape, begun or continued, from the first check to the last checkpoint."""
+
+import platform
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from .. import __version__
+from ..data import storage, tokens
+from ..errors import DiptychError, RunError
+from ..pretrain.checkpoint import open_checkpoint
+from ..pretrain.rundir import RunDir
+from ..pretrain.run import Run
+from .launch import Stopped, cluster, drive
+from .shapes import Shape
+from .track import STOP, Tracker
+from .worker import open_plan
+
+_SILENT_S = 60.0
+
+
+def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
+    """Checks all that can be checked before a worker starts; makes the run's folder.
+
+    Returns (the folder, the training data's digest).
+
+    Raises:
+        DiptychError: what would fail later, said now.
+    """
+    shape.micro_rows(run)
+    plan = open_plan(run)
+    text = storage.read(run.data.tokenizer) if run.data.tokenizer.endswith(".json") else (
+        tokens.load(run.data.tokenizer, run.model.tokens).tokenizer.to_str().encode()
+    )
+    tokens.from_text(text.decode(), run.model.tokens, source=run.data.tokenizer)
+    if run.start_from:
+        open_checkpoint(run.start_from)
+    place = RunDir(storage.absolute(url))
+    storage.require_bucket(place.url)
+    _require_free(place)
+    storage.delete(place.at(STOP))
+    place.create(run, {
+        "data": plan.manifest.digest,
+        "samples": plan.manifest.samples,
+        "diptych": __version__,
+        "python": platform.python_version(),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    })
+    storage.write(place.at("tokenizer.json"), text)
+    return place, plan.manifest.digest
+
+
+def train(
+    run: Run, shape: Shape, url: str, *, console: Console, address: str | None = None
+) -> RunDir:
+    """Runs a recipe to its end, or on from where it was; needs no cluster to be up.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM; a checkpoint is kept and the same call goes on from there.
+        DiptychError: whatever a user can mend.
+    """
+    place, data = prepare(run, shape, url)
+    with cluster(address, shape):
+        return run_on(run, shape, place, data, console=console)
+
+
+def run_on(run: Run, shape: Shape, place: RunDir, data: str, *, console: Console) -> RunDir:
+    """Like `train`, on a Ray cluster that this process has joined, after `prepare`."""
+    with Tracker(run, place, console, shape.workers) as tracker, _signals() as asked:
+        try:
+            drive(
+                run,
+                shape,
+                place.url,
+                data,
+                hear=tracker.hear,
+                begin=tracker.begin,
+                stopping=lambda: asked.is_set() or tracker.stop_asked,
+            )
+        except Stopped:
+            tracker.log("stopped; the same command goes on from here")
+            _close(tracker, "stopped")
+            raise
+        except KeyboardInterrupt:
+            _close(tracker, "stopped", "interrupted twice, at once")
+            raise
+        except DiptychError as err:
+            tracker.keep(str(err), -1)
+            _close(tracker, "failed", str(err))
+            raise
+        _close(tracker, "finished")
+    return place
+
+
+def _close(tracker: Tracker, state: str, note: str = "") -> None:
+    tracker.status(state, note)
+    tracker.flush()
+
+
+def _require_free(place: RunDir) -> None:
+    """Two drivers on one run would overwrite each other.
+
+    Raises:
+        RunError: another process is at it.
+    """
+    if busy(place.json("status.json")):
+        status = place.json("status.json")
+        raise RunError(
+            f"{place.url} is being run by process {status['pid']} on {status['host']}. "
+            f"`diptych stop {place.url}` ends it."
+        )
+
+
+def busy(status: dict[str, Any]) -> bool:
+    """Whether a run's status belongs to a driver that lives."""
+    if status.get("state") != "running":
+        return False
+    if status["host"] == socket.gethostname():
+        return psutil.pid_exists(status["pid"])
+    return time.time() - status["beat"] < _SILENT_S
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM sets the event; the second ends at once."""
+    asked = threading.Event()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

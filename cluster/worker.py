@@ -1,0 +1,132 @@
+"""One rank: the only place where data, model, engine and run directory meet."""
+
+import logging
+import os
+import queue
+import socket
+import threading
+import traceback
+import zlib
+from typing import Any
+
+import ray
+import torch
+
+from ..config import digest
+from ..data import index, tokens
+from ..data.batch import Batch
+from ..data.loader import Loader
+from ..data.loader import Recipe as Rows
+from ..data.plan import Plan
+from ..errors import DataError
+from ..finetune.parts import KINDS
+from ..finetune.start import fresh_task
+from ..pretrain.checkpoint import open_checkpoint
+from ..pretrain.loop import train
+from ..pretrain.rundir import RunDir
+from ..pretrain.run import Run, parse_run
+from .checkpoint import Writer
+from .job import Event, Job, Place
+
+log = logging.getLogger("diptych")
+
+
+class Worker:
+    """A Ray actor: `run` trains in one thread while the others answer the driver."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stop = threading.Event()
+
+    def where(self) -> Place:
+        """This process, and a free port on its node for the group to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        address = ray.util.get_node_ip_address()
+        return Place(pid=os.getpid(), host=socket.gethostname(), address=address, port=port)
+
+    def drain(self) -> list[Event]:
+        """What happened since the last call."""
+        found: list[Event] = []
+        while not self._events.empty():
+            found.append(self._events.get())
+        return found
+
+    def stop(self) -> None:
+        """Asks for a checkpoint and an end at the next report."""
+        self._stop.set()
+
+    def run(self, job: Job, meet: Place) -> int:
+        """Trains from the newest complete checkpoint; returns the steps done in all."""
+        try:
+            return self._run(job, meet)
+        except Exception:
+            self._say(traceback.format_exc())
+            raise
+
+    def _run(self, job: Job, meet: Place) -> int:
+        from .engine import DeepSpeedEngine, join_group  # imports deepspeed: seconds, once
+
+        shape, world = job.shape, job.shape.workers
+        torch.set_num_threads(shape.cpus_per_worker)
+        join_group(self.rank, world, meet.address, meet.port, gpu=shape.gpus_per_worker > 0)
+        run = parse_run(job.recipe, KINDS, source="recipe")
+        place = RunDir(job.url)
+        text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
+        plan = open_plan(run, job.data)
+        checkpoint = open_checkpoint(job.url, job.start) if job.start else None
+        writer = Writer(
+            job.url, digest(run), self.rank, world, job.attempt, keep=shape.keep_checkpoints
+        )
+        engine = DeepSpeedEngine(fresh_task(run, text), run, shape, writer)
+        if checkpoint:
+            engine.restore(checkpoint)
+        self._say(f"attempt {job.attempt}: from step {job.start} on {meet.host}, world {world}")
+        loader = Loader(
+            plan,
+            text,
+            Rows(text=run.data.text, image_size=run.model.image_size, seed=run.seed),
+            rank=self.rank,
+            world=world,
+            start=job.start,
+            stop=run.steps,
+            pin=shape.gpus_per_worker > 0,
+        )
+        return train(
+            engine, loader, run, report=self._report, told=self._told, stopping=self._stop.is_set
+        )
+
+    def _report(self, row: dict[str, float]) -> None:
+        if self.rank == 0:
+            self._events.put(Event("metrics", self.rank, row))
+
+    def _told(self, step: int, batch: Batch) -> None:
+        crc = zlib.crc32("\n".join(batch.keys).encode())
+        self._events.put(Event("ledger", self.rank, {"step": step, "crc32": crc}))
+
+    def _say(self, text: str) -> None:
+        self._events.put(Event("log", self.rank, {"text": text}))
+
+
+def open_plan(run: Run, data: str | None = None) -> Plan:
+    """The plan of a run's training data.
+
+    Raises:
+        DataError: `data` is given, and the dataset's digest is another.
+    """
+    manifest = index.open_manifest(run.data.train)
+    if data and manifest.digest != data:
+        raise DataError(
+            f"{run.data.train} changed since the run began (digest {manifest.digest}, was {data}). "
+            "Start a run under another name, or restore the data."
+        )
+    return Plan(manifest, run.seed, run.batch)
+
+
+def actor(cpus: int, gpus: int) -> Any:
+    """The Ray actor class of a worker."""
+    return ray.remote(Worker).options(
+        num_cpus=cpus, num_gpus=gpus, max_concurrency=4, max_restarts=0, max_task_retries=0
+    )

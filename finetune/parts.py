@@ -1,0 +1,7 @@
+"""Every model, objective and head that a recipe may name: the tables of contents, put together."""
+
+from ..config import Kinds, kinds
+from ..pretrain import models, objectives
+from . import heads
+
+KINDS: Kinds = kinds(models, objectives, heads)

@@ -1,0 +1,64 @@
+"""Starting from what another run wrote: its weights, where names and shapes agree."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..data.tokens import Text
+from ..errors import CheckpointError
+from ..pretrain.checkpoint import Checkpoint, open_checkpoint
+from ..pretrain.run import Run
+from ..pretrain.task import Task
+
+
+@dataclass(frozen=True)
+class Started:
+    """What was taken over, and what begins fresh."""
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left: tuple[str, ...]
+    """In the checkpoint, but not in this task: the heads of other objectives."""
+
+
+def start(task: Task, checkpoint: Checkpoint) -> Started:
+    """Copies into the task every weight of the checkpoint that it has too.
+
+    Raises:
+        CheckpointError: the model itself differs in a name or a shape.
+    """
+    state = task.state_dict()
+    taken = [name for name in state if checkpoint.shapes.get(name) == tuple(state[name].shape)]
+    fresh = [name for name in state if name not in taken]
+    odd = [name for name in fresh if name.startswith("model.")]
+    if odd:
+        theirs = checkpoint.shapes.get(odd[0], "nothing")
+        raise CheckpointError(
+            f"{checkpoint.url} does not fit the model: {odd[0]} is {tuple(state[odd[0]].shape)} "
+            f"here and {theirs} there ({len(odd)} differ). Use the same model sizes."
+        )
+    found = {
+        name: checkpoint.read(name, "weight").view(state[name].shape).to(state[name].dtype)
+        for name in taken
+    }
+    task.load_state_dict(found, strict=False)
+    left = [name for name in checkpoint.shapes if name not in state]
+    return Started(tuple(taken), tuple(fresh), tuple(left))
+
+
+def fresh_task(run: Run, text: Text) -> Task:
+    """The run's task as it is before its first step, weights of `start_from` included."""
+    torch.manual_seed(run.seed)
+    task = run.task(text)
+    if run.start_from:
+        start(task, open_checkpoint(run.start_from))
+    return task
+
+
+def trained_task(run: Run, text: Text, checkpoint: Checkpoint) -> Task:
+    """The run's task with the weights of one of its checkpoints, in evaluation mode."""
+    task = run.task(text)
+    found = start(task, checkpoint)
+    if found.fresh:
+        raise CheckpointError(f"{checkpoint.url} lacks {', '.join(found.fresh[:3])}.")
+    return task.eval()

@@ -1,0 +1,112 @@
+"""The recipe of a run: what is learned, from what, how long. It never names a machine."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from ..config import Kinds, Record, override, parse, pick
+from ..data.tokens import Text
+from .model import Model
+from .objective import Objective, Words
+from .task import Task
+
+
+class Data(Record):
+    """What is read."""
+
+    train: str
+    """Folder of indexed tars: s3://bucket/folder, or a path."""
+    test: str | None = None
+    """Another such folder, for `evaluate`."""
+    tokenizer: str
+    """A tokenizer.json, or the name of a repository on the hub."""
+    text: str = "txt"
+    """Where a sample's text stands: `txt`, or a field of its JSON record such as `question`."""
+
+
+class Optim(Record):
+    """AdamW (Loshchilov and Hutter 2019) with a schedule that is a pure function of the step."""
+
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases, norms and other vectors."""
+    warmup_steps: int = Field(100, ge=0)
+    decay: Literal["linear", "cosine", "none"] = "linear"
+    clip: float = Field(1.0, gt=0)
+    """Largest global norm of the gradient."""
+
+
+class Run(Record):
+    """Everything that decides the numbers of a run."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    model: Model
+    objectives: tuple[Objective, ...] = Field(min_length=1)
+    data: Data
+    optim: Optim = Optim()
+    batch: int = Field(128, ge=1)
+    """Rows of a global batch, over all workers."""
+    steps: int = Field(1000, ge=1)
+    seed: int = Field(0, ge=0)
+    start_from: str | None = None
+    """A finished run whose weights this one starts from; heads of other objectives are left out."""
+    log_steps: int = Field(10, ge=1)
+    checkpoint_steps: int = Field(200, ge=1)
+    """A multiple of log_steps."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any, info: ValidationInfo) -> Any:
+        return pick(value, _kinds(info), "model")
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _objectives(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(pick(item, _kinds(info), "objective") for item in value)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Run":
+        names = [objective.kind for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"objectives {names} name one twice")
+        if self.checkpoint_steps % self.log_steps:
+            raise ValueError(
+                f"checkpoint_steps {self.checkpoint_steps} is not a multiple of log_steps "
+                f"{self.log_steps}"
+            )
+        return self
+
+    def words(self, text: Text) -> Words:
+        """The ids that objectives need, of this run's tokenizer."""
+        return Words(size=text.size, mask=text.mask, special=text.special)
+
+    def task(self, text: Text) -> Task:
+        """The model and its objectives as one module, freshly initialised."""
+        return Task(self.model, self.objectives, self.words(text))
+
+    @property
+    def rows_multiple(self) -> int:
+        """What the rows of a micro-batch must be a multiple of."""
+        return max(objective.rows_multiple for objective in self.objectives)
+
+
+def parse_run(values: Mapping[str, Any], kinds: Kinds, *, source: str) -> Run:
+    """A run from plain values; `kinds` lists the models, objectives and heads there are.
+
+    Raises:
+        RecipeError: whatever is wrong with it, each with the fix.
+    """
+    return parse(Run, values, source=source, context={"kinds": kinds})
+
+
+def revise(values: Mapping[str, Any], settings: list[str], kinds: Kinds, *, source: str) -> Run:
+    """A run from plain values with `path=value` settings put in."""
+    return parse_run(override(dict(values), settings), kinds, source=source)
+
+
+def _kinds(info: ValidationInfo) -> Kinds:
+    return (info.context or {}).get("kinds", {})

@@ -1,0 +1,85 @@
+"""A run's folder in a bucket or on a disk: everything that outlives the machines.
+
+recipe.yaml      the resolved recipe
+run.json         its digest, the data's digest, versions, when it was made
+status.json      what it is doing, on which machine
+metrics.jsonl    one row every log_steps steps
+ledger/          what each rank trained on, as digests by step
+logs/            the driver's and the workers' last lines
+checkpoints/     see checkpoint.py
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Kinds, digest, from_yaml, to_yaml
+from ..data import storage
+from ..errors import RunError
+from .run import Run, parse_run
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run."""
+
+    url: str
+
+    def at(self, *names: str) -> str:
+        """The URL of something in the folder."""
+        return storage.join(self.url, *names)
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return storage.name(self.url)
+
+    def create(self, run: Run, facts: Mapping[str, Any]) -> bool:
+        """Writes the recipe, or finds the same one there; returns whether it was new.
+
+        Raises:
+            RunError: the folder belongs to another recipe or to other data.
+        """
+        facts = {"recipe": digest(run), **facts}
+        if storage.exists(self.at("run.json")):
+            known = self.json("run.json")
+            for name in ("recipe", "data"):
+                if known.get(name) != facts.get(name):
+                    raise RunError(
+                        f"{self.url} was made with another {name} ({known.get(name)}, now "
+                        f"{facts.get(name)}). Give this run another name with --run."
+                    )
+            return False
+        storage.write(self.at("recipe.yaml"), to_yaml(run).encode())
+        self.put("run.json", facts)
+        return True
+
+    def recipe(self, kinds: Kinds) -> Run:
+        """The recipe that the folder holds.
+
+        Raises:
+            RunError: it holds none.
+        """
+        if not storage.exists(self.at("recipe.yaml")):
+            raise RunError(f"{self.url} is not a run. `diptych jobs` lists the runs there are.")
+        text = storage.read(self.at("recipe.yaml")).decode()
+        source = self.at("recipe.yaml")
+        return parse_run(from_yaml(text, source=source), kinds, source=source)
+
+    def put(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a JSON file of the folder."""
+        storage.write(self.at(name), json.dumps(value, indent=1).encode())
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Reads a JSON file of the folder; empty where there is none."""
+        if not storage.exists(self.at(name)):
+            return {}
+        return json.loads(storage.read(self.at(name)))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Reads a JSON-lines file of the folder; empty where there is none."""
+        if not storage.exists(self.at(name)):
+            return []
+        lines = storage.read(self.at(name)).splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
