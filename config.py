@@ -205,5 +205,3 @@ def _unknown(name: str, known: Sequence[str], where: str) -> str:
 def unknown(name: str, known: Sequence[str], where: str) -> RecipeError:
     """The error for a name that is not in a table, with the near miss."""
     return RecipeError(_unknown(name, known, where))
-
-

@@ -81,7 +81,9 @@ class Writer:
             return
         everyone = [*slices]
         for rank in range(1, self.world):
-            everyone += self._listed(storage.join(place, f"attempt-{self.attempt}/rank-{rank}.json"))
+            everyone += self._listed(
+                storage.join(place, f"attempt-{self.attempt}/rank-{rank}.json")
+            )
         form.commit(
             self.run,
             snapshot.step,

@@ -62,8 +62,9 @@ class Book:
 
 def attempts(place: RunDir) -> list[Attempt]:
     """The attempts of a run, in order."""
-    return [Attempt(row["number"], row["start"], row["world"]) for row in
-            place.rows("attempts.jsonl")]
+    return [
+        Attempt(row["number"], row["start"], row["world"]) for row in place.rows("attempts.jsonl")
+    ]
 
 
 def lines(place: RunDir, plan: Plan, first: int, last: int) -> Iterator[Line]:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from ..data import storage
-from ..pretrain.rundir import RunDir
 from ..pretrain.run import Run
+from ..pretrain.rundir import RunDir
 from .job import Event, Place
 from .ledger import Attempt, Book
 
@@ -100,17 +100,20 @@ class Tracker:
     def status(self, state: str, note: str = "") -> None:
         """Says in the run's folder what it is doing, and where."""
         self._beat = time.time()
-        self.place.put("status.json", {
-            "state": state,
-            "note": note,
-            "step": self.rows[-1]["step"] if self.rows else 0,
-            "steps": self.run.steps,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "workers": [place.pid for place in self._places],
-            "began": self._began,
-            "beat": self._beat,
-        })
+        self.place.put(
+            "status.json",
+            {
+                "state": state,
+                "note": note,
+                "step": self.rows[-1]["step"] if self.rows else 0,
+                "steps": self.run.steps,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "workers": [place.pid for place in self._places],
+                "began": self._began,
+                "beat": self._beat,
+            },
+        )
 
     def _metrics(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -162,9 +165,7 @@ class Line:
 
     def show(self, row: dict[str, Any]) -> None:
         """Shows a row of metrics."""
-        text = " ".join(
-            f"{name} {value:.3f}" for name, value in row.items() if "." in name
-        )
+        text = " ".join(f"{name} {value:.3f}" for name, value in row.items() if "." in name)
         if self._bar:
             self._bar.update(self._task, completed=row["step"], text=text)
         elif time.time() - self._said > _BEAT_S or row["step"] == self.run.steps:

@@ -17,8 +17,8 @@ from .. import __version__
 from ..data import storage, tokens
 from ..errors import DiptychError, RunError
 from ..pretrain.checkpoint import open_checkpoint
-from ..pretrain.rundir import RunDir
 from ..pretrain.run import Run
+from ..pretrain.rundir import RunDir
 from .launch import Stopped, cluster, drive
 from .shapes import Shape
 from .track import STOP, Tracker
@@ -37,8 +37,10 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
     """
     shape.micro_rows(run)
     plan = open_plan(run)
-    text = storage.read(run.data.tokenizer) if run.data.tokenizer.endswith(".json") else (
-        tokens.load(run.data.tokenizer, run.model.tokens).tokenizer.to_str().encode()
+    text = (
+        storage.read(run.data.tokenizer)
+        if run.data.tokenizer.endswith(".json")
+        else (tokens.load(run.data.tokenizer, run.model.tokens).tokenizer.to_str().encode())
     )
     tokens.from_text(text.decode(), run.model.tokens, source=run.data.tokenizer)
     if run.start_from:
@@ -47,13 +49,16 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
     storage.require_bucket(place.url)
     _require_free(place)
     storage.delete(place.at(STOP))
-    place.create(run, {
-        "data": plan.manifest.digest,
-        "samples": plan.manifest.samples,
-        "diptych": __version__,
-        "python": platform.python_version(),
-        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    })
+    place.create(
+        run,
+        {
+            "data": plan.manifest.digest,
+            "samples": plan.manifest.samples,
+            "diptych": __version__,
+            "python": platform.python_version(),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
     storage.write(place.at("tokenizer.json"), text)
     return place, plan.manifest.digest
 

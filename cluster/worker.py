@@ -23,8 +23,8 @@ from ..finetune.parts import KINDS
 from ..finetune.start import fresh_task
 from ..pretrain.checkpoint import open_checkpoint
 from ..pretrain.loop import train
-from ..pretrain.rundir import RunDir
 from ..pretrain.run import Run, parse_run
+from ..pretrain.rundir import RunDir
 from .checkpoint import Writer
 from .job import Event, Job, Place
 

@@ -5,6 +5,7 @@ import json
 import zlib
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import ShardError
@@ -27,17 +28,35 @@ def image(blob: bytes) -> Image.Image:
         ValueError: more pixels than allowed.
         OSError: not an image of the three formats, or a damaged one.
     """
-    with Image.open(io.BytesIO(blob), formats=FORMATS) as opened:
+    with _opened(blob) as opened:
         width, height = opened.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
         opened.load()
         upright = ImageOps.exif_transpose(opened)
+    if upright.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip to white
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         upright = Image.new("RGBA", rgba.size, "white")
         upright.alpha_composite(rgba)
     return upright.convert("RGB")
+
+
+def size(blob: bytes) -> tuple[int, int] | None:
+    """(width, height) from the image's header, None where there is none to read."""
+    try:
+        with _opened(blob) as opened:
+            return opened.size
+    except (OSError, ValueError):
+        return None
+
+
+def _opened(blob: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(blob), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels: {err}") from err
 
 
 def sample(record: Record, blobs: dict[str, bytes], *, shard: str) -> dict[str, Any]:
@@ -55,7 +74,7 @@ def sample(record: Record, blobs: dict[str, bytes], *, shard: str) -> dict[str, 
             )
         try:
             _put(found, extension, blob)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        except Exception as err:  # Pillow raises anything on a damaged file: struct.error, KeyError
             raise ShardError(
                 f"{shard}: {record.key}.{extension} cannot be decoded: {err}. "
                 "`diptych data check` lists every such file."
@@ -65,7 +84,7 @@ def sample(record: Record, blobs: dict[str, bytes], *, shard: str) -> dict[str, 
 
 def _put(found: dict[str, Any], extension: str, blob: bytes) -> None:
     if is_image(extension):
-        found["image"] = image(blob)
+        found["image"] = found["image"] or image(blob)  # the first one, as in the index
     elif extension == "txt":
         found["text"] = blob.decode().strip()
     elif extension == "json":

@@ -5,19 +5,18 @@ dataset reads nothing else. `index/<shard>.jsonl` has one line a sample and is r
 is first touched. JSON only.
 """
 
+import functools
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from ..errors import DiptychError, ShardError, StaleIndexError
 from . import storage
-from .decode import FORMATS, is_image
+from .decode import is_image
+from .decode import size as image_size
 from .records import Member, Record, scan
 
 FORMAT = 1
@@ -54,7 +53,7 @@ class Manifest:
         """Bytes in all shards."""
         return sum(shard.bytes for shard in self.shards)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that change when any sample of any shard does; places do not count."""
         lines = [f"{shard.samples} {shard.lines}" for shard in self.shards]
@@ -102,7 +101,9 @@ def build(
     names = [storage.name(url) for url in urls]
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
-        raise ShardError(f"two shards are called {twice[0]!r}; the ledger could not tell them apart.")
+        raise ShardError(
+            f"two shards are called {twice[0]!r}; the ledger could not tell them apart."
+        )
     out = storage.absolute(out) if out else beside(urls[0])
     known = {shard.url: shard for shard in _partial(out)}
 
@@ -167,7 +168,8 @@ def _index(url: str, out: str) -> Shard:
 
 
 def _line(record: Record, blobs: dict[str, bytes]) -> str:
-    size = next((_size(blob) for ext, blob in blobs.items() if is_image(ext)), None)
+    # An unreadable image has no size here; `data check` counts it and training names it.
+    size = next((image_size(blob) for ext, blob in blobs.items() if is_image(ext)), None)
     row: dict[str, Any] = {
         "key": record.key,
         "members": {e: [m.offset, m.size, m.crc32] for e, m in record.members.items()},
@@ -176,14 +178,6 @@ def _line(record: Record, blobs: dict[str, bytes]) -> str:
     if size:
         row |= {"width": size[0], "height": size[1]}
     return json.dumps(row) + "\n"
-
-
-def _size(blob: bytes) -> tuple[int, int] | None:
-    try:
-        with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None  # `data check` counts it and training names it; the index only describes
 
 
 def _entry(line: bytes) -> Entry:

@@ -101,6 +101,25 @@ class Loader:
                 blocks.forget(refs)
 
 
+def once(
+    manifest: Manifest, text: Text, recipe: Recipe, *, batch: int = 256, limit: int | None = None
+) -> Iterator[Batch]:
+    """Yields every sample of a dataset once, in order; the last batch is short.
+
+    Args:
+        manifest: the dataset.
+        text: its tokenizer.
+        recipe: how a sample becomes a row.
+        batch: rows of a batch.
+        limit: stop after as many samples.
+    """
+    total = min(manifest.samples, limit or manifest.samples)
+    batch = min(batch, total)
+    plan = Plan(manifest, recipe.seed, batch, shuffle=False)
+    for step, found in Loader(plan, text, recipe, stop=-(-total // batch)):
+        yield found.take(0, min(batch, total - step * batch))
+
+
 class Blocks:
     """Blocks in memory: fetched once a window, whole, and dropped when the window is over."""
 

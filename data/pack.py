@@ -95,10 +95,10 @@ def folder(path: Path) -> Iterator[Sample]:
         name = str(image.relative_to(path))
         row = dict(rows.get(name, {}))
         members = {image.suffix[1:].lower(): image.read_bytes()}
-        caption = str(row.pop("text", row.pop("caption", "")) or "")
+        caption = str(row.pop("text" if "text" in row else "caption", "") or "")
         beside = image.with_suffix(".txt")
         if not caption and beside.exists():
-            caption = beside.read_text()
+            caption = _text(beside)
         if caption:
             members["txt"] = caption.strip().encode()
         if row:
@@ -106,15 +106,21 @@ def folder(path: Path) -> Iterator[Sample]:
         yield f"{number:09d}", members
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path} is not UTF-8 text: {err}. Save it as UTF-8.") from err
+
+
 def _metadata(path: Path) -> dict[str, dict[str, Any]]:
     lines, table = path / "metadata.jsonl", path / "metadata.csv"
     rows: list[dict[str, Any]] = []
     try:
         if lines.exists():
-            rows = [json.loads(line) for line in lines.read_text().splitlines() if line.strip()]
+            rows = [json.loads(line) for line in _text(lines).split("\n") if line.strip()]
         elif table.exists():
-            with open(table, newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(io.StringIO(_text(table), newline="")))
         return {str(row.pop("file_name")): row for row in rows}
-    except (ValueError, KeyError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as err:
         raise DataError(f"{path}: metadata needs a `file_name` in every row: {err!r}") from err

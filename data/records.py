@@ -47,45 +47,64 @@ def split_name(path: str) -> tuple[str, str] | None:
 def scan(file: Any, *, shard: str) -> Iterator[tuple[Record, dict[str, bytes]]]:
     """Yields every sample of a tar with its members' bytes, and reads each byte once.
 
+    A damaged tar yields what lies before the damage, the last sample perhaps without all its
+    members, and then raises.
+
     Raises:
         ShardError: no tar, cut short, a damaged header, or two members of one name in a sample.
     """
     key: str | None = None
     members: dict[str, Member] = {}
     blobs: dict[str, bytes] = {}
-    for path, member, blob in _files(file, shard):
-        parts = split_name(path)
-        if parts is None or _META.match(path):
-            continue
-        if parts[0] != key:
-            if key is not None and members:
-                yield Record(key, members), blobs
-            key, members, blobs = parts[0], {}, {}
-        if parts[1] in members:
-            raise ShardError(f"{shard}: sample {key!r} has two members .{parts[1]}. Pack it again.")
-        members[parts[1]], blobs[parts[1]] = member, blob
+    fault: ShardError | None = None
+    try:
+        for info in _files(file, shard):
+            parts = split_name(info.name)
+            if parts is None or _META.match(info.name):
+                continue
+            if parts[0] != key:
+                if key is not None and members:
+                    yield Record(key, members), blobs
+                key, members, blobs = parts[0], {}, {}
+            if parts[1] in members:
+                raise ShardError(f"{shard}: sample {key!r} has two members .{parts[1]}. Repack it.")
+            blob = _blob(file, info, shard)
+            members[parts[1]] = Member(info.offset_data, info.size, zlib.crc32(blob))
+            blobs[parts[1]] = blob
+    except ShardError as err:
+        fault = err
     if key is not None and members:
         yield Record(key, members), blobs
+    if fault:
+        raise fault
 
 
-def _files(file: Any, shard: str) -> Iterator[tuple[str, Member, bytes]]:
+def _files(file: Any, shard: str) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        # A name that is not UTF-8 must still be one that can be printed and written.
+        with tarfile.open(
+            fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
+        ) as tar:
             for info in tar:
-                if not info.isreg() or info.issparse():
-                    continue
-                file.seek(info.offset_data)
-                blob = file.read(info.size)
-                if len(blob) != info.size:
-                    raise ShardError(
-                        f"{shard}: cut short in member {info.name!r}: {len(blob)} of {info.size} "
-                        "bytes. Upload it again."
-                    )
-                yield info.name, Member(info.offset_data, info.size, zlib.crc32(blob)), blob
+                if info.isreg():
+                    yield info
             end = tar.offset
     except (tarfile.TarError, EOFError) as err:
         raise ShardError(f"{shard} is not a readable tar: {err}. Upload it again.") from err
     _require_end(file, end, shard)
+
+
+def _blob(file: Any, info: tarfile.TarInfo, shard: str) -> bytes:
+    if info.issparse():
+        raise ShardError(f"{shard}: member {info.name!r} is sparse. Pack it without --sparse.")
+    there = file.seek(0, 2) - info.offset_data
+    if not 0 <= info.size <= there:
+        raise ShardError(
+            f"{shard}: cut short in member {info.name!r}: {there} of {info.size} bytes. "
+            "Upload it again."
+        )
+    file.seek(info.offset_data)
+    return file.read(info.size)
 
 
 def _require_end(file: Any, end: int, shard: str) -> None:

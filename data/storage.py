@@ -35,12 +35,18 @@ def absolute(url: str) -> str:
             raise StorageError(
                 f"{url!r}: the scheme {scheme!r} is refused. Use s3://, file:// or https://."
             )
+        if scheme != "file" and not rest.strip("/"):
+            raise StorageError(
+                f"{url!r} names no bucket and no host. Write {scheme}://name/folder."
+            )
         if "@" in rest.removeprefix("//").partition("/")[0]:
             raise StorageError(
                 f"{scheme}://…: no credentials in a URL. Set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY in the environment, or use a role."
             )
-        return url.rstrip("/")
+        if scheme != "file":
+            return url.rstrip("/")
+        url = rest.removeprefix("//")
     return "file://" + str(Path(url).expanduser().absolute())
 
 
@@ -67,14 +73,20 @@ def local_path(url: str) -> Path:
 def expand(urls: str | list[str]) -> list[str]:
     """Every URL that brace ranges and globs stand for, sorted within each pattern.
 
+    An https:// URL has no globs: its server lists nothing, and its `?` begins a query.
+
     Raises:
-        StorageError: a pattern matches nothing.
+        StorageError: a pattern matches nothing, or its braces do not close.
     """
     found: list[str] = []
     for pattern in [urls] if isinstance(urls, str) else urls:
-        for url in braceexpand.braceexpand(pattern, escape=False):
-            url = absolute(url)
-            found += _glob(url) if re.search(r"[*?\[]", url) else [url]
+        try:
+            expanded = list(braceexpand.braceexpand(pattern, escape=False))
+        except ValueError as err:
+            raise StorageError(f"{pattern!r}: {err}. Write a range as {{00000..00099}}.") from err
+        for url in map(absolute, expanded):
+            globbed = not url.startswith("https://") and re.search(r"[*?\[]", url)
+            found += _glob(url) if globbed else [url]
     return found
 
 
@@ -146,7 +158,7 @@ def exists(url: str) -> bool:
     with explained(url):
         try:
             info = _fs(url).info(_strip(url))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
     return info["type"] == "file"
 

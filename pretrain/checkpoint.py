@@ -70,7 +70,10 @@ class Checkpoint:
         found = torch.empty(length)
         filled = 0
         for piece in self._of.get((param, kind), ()):
-            first, last = max(offset, piece.offset), min(offset + length, piece.offset + piece.length)
+            first, last = (
+                max(offset, piece.offset),
+                min(offset + length, piece.offset + piece.length),
+            )
             if first < last:
                 data = self._bytes(piece)
                 found[first - offset : last - offset] = data[
@@ -98,7 +101,9 @@ class Checkpoint:
         url = storage.join(self.url, piece.file)
         data = storage.read(url, piece.start, piece.start + 4 * piece.length)
         if zlib.crc32(data) != piece.crc32:
-            raise CheckpointError(f"{url} is damaged at byte {piece.start}: crc32 of {piece.param}.")
+            raise CheckpointError(
+                f"{url} is damaged at byte {piece.start}: crc32 of {piece.param}."
+            )
         return torch.frombuffer(bytearray(data), dtype=torch.float32)
 
 
@@ -107,11 +112,11 @@ def folder(run: str, step: int) -> str:
     return storage.join(run, FOLDER, f"{step:08d}")
 
 
-def put_slices(
-    url: str, name: str, tensors: Iterable[tuple[str, str, int, Tensor]]
-) -> list[Slice]:
+def put_slices(url: str, name: str, tensors: Iterable[tuple[str, str, int, Tensor]]) -> list[Slice]:
     """Writes (param, kind, offset, flat fp32 tensor) to one file and says where each lies."""
-    table = {f"{kind}/{param}": (param, kind, offset, data) for param, kind, offset, data in tensors}
+    table = {
+        f"{kind}/{param}": (param, kind, offset, data) for param, kind, offset, data in tensors
+    }
     if not table:
         return []
     blob = save({key: data.contiguous() for key, (_, _, _, data) in table.items()})

@@ -88,6 +88,10 @@ class Objective(Part):
         """The view with this objective's part hidden; unchanged by default."""
         return view
 
+    def logits(self, head: Any, seen: Seen) -> Tensor | None:
+        """What the head says of rows with nothing hidden, (B, C); None where that means nothing."""
+        return None
+
     def score(self, head: Any, seen: Seen) -> Score:
         """Loss and hits of each row."""
         raise NotImplementedError(f"objective {self.kind!r} has no score")

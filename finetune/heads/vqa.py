@@ -32,8 +32,11 @@ class VisualQuestion(Objective):
             nn.Linear(2 * sizes.width, len(self.answers)),
         )
 
+    def logits(self, head: Any, seen: Seen) -> Tensor:
+        return head(seen.pooled_BD).float()
+
     def score(self, head: Any, seen: Seen) -> Score:
-        logits_BA = head(seen.pooled_BD).float()
+        logits_BA = self.logits(head, seen)
         targets_B = self.targets(seen)
         valid_B = targets_B >= 0
         loss_B = F.cross_entropy(logits_BA, targets_B, reduction="none", ignore_index=-100)

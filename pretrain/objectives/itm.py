@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...data.draws import uniform
@@ -56,9 +56,12 @@ class ImageTextMatching(Objective):
             targets={**view.targets, self.kind: ~foreign_B},
         )
 
+    def logits(self, head: Any, seen: Seen) -> Tensor:
+        return head(seen.pooled_BD).float()
+
     def score(self, head: Any, seen: Seen) -> Score:
         targets_B = seen.view.targets[self.kind].long()
-        logits_B2 = head(seen.pooled_BD).float()
+        logits_B2 = self.logits(head, seen)
         return Score(
             loss_B=F.cross_entropy(logits_B2, targets_B, reduction="none"),
             valid_B=torch.ones_like(targets_B, dtype=torch.bool),

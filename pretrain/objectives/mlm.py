@@ -43,9 +43,7 @@ class MaskedLanguage(Objective):
         shown_BL = torch.where(hide_BL & (how_BL < 0.8), words.mask, view.tokens_BL)
         shown_BL = torch.where(hide_BL & (how_BL >= 0.9), other_BL, shown_BL)
         targets_BL = view.tokens_BL.masked_fill(~hide_BL, -100)
-        return replace(
-            view, tokens_BL=shown_BL, targets={**view.targets, self.kind: targets_BL}
-        )
+        return replace(view, tokens_BL=shown_BL, targets={**view.targets, self.kind: targets_BL})
 
     def score(self, head: Any, seen: Seen) -> Score:
         targets_BL = seen.view.targets[self.kind]

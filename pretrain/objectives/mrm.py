@@ -63,9 +63,11 @@ class MaskedRegion(Objective):
         count_B = hide_BN.sum(1)
         sum_B = torch.zeros(len(count_B), dtype=loss_M.dtype, device=loss_M.device)
         channels = seen.view.image_BCHW.shape[1]
-        flat_MP = targets_BNP.unflatten(2, (channels, -1)).mean((1, 3)).repeat_interleave(
-            targets_BNP.shape[2] // channels, 1
-        )[row_M]
+        flat_MP = (
+            targets_BNP.unflatten(2, (channels, -1))
+            .mean((1, 3))
+            .repeat_interleave(targets_BNP.shape[2] // channels, 1)[row_M]
+        )
         return Score(
             loss_B=sum_B.index_add(0, row_M, loss_M) / count_B.clamp(min=1),
             valid_B=count_B > 0,

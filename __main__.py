@@ -1,0 +1,338 @@
+"""The command line: `diptych VERB --help` shows examples.
+
+Exit codes: 0 done; 1 a fault of ours; 2 something you can mend, said in one sentence;
+3 not built yet; 130 stopped by Ctrl-C, with a checkpoint kept.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .data.verbs import Json, bar, show
+from .data.verbs import app as data_app
+from .errors import DiptychError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+app.add_typer(data_app, name="data")
+console = Console(stderr=False)
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override: path=value, such as optim.lr=3e-4")
+]
+Runs = Annotated[
+    str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder of runs: a path or s3://...")
+]
+RunArg = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's URL, or its name below --runs.")
+]
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A named recipe or a YAML file.")]
+ShapeOpt = Annotated[
+    str, typer.Option(help="A named shape (one, pair, gpu, node8) or a YAML file.")
+]
+ShapeSet = Annotated[
+    list[str] | None, typer.Option("--shape-set", help="Override: workers=4 and so on.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"diptych {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Pretrain and fine-tune vision-language models from tars in a bucket."""
+
+
+@app.command()
+def demo(
+    home: Annotated[Path, typer.Option(help="Where the demo keeps its bucket.")] = Path(".diptych"),
+    serve: Annotated[
+        bool, typer.Option(help="Only serve the bucket of an earlier demo, until Ctrl-C.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option(help="A tenth of the steps: does everything work?")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
+) -> None:
+    """Everything at once on real data: pack, stream, pretrain, fine-tune, compare, export, prove.
+
+    Examples:
+
+        diptych demo
+
+        diptych demo --quick
+
+        diptych demo --serve        # the bucket again, for the other verbs
+    """
+    from .cluster import demo as story
+
+    if serve:
+        story.serve_again(home, console)
+    else:
+        story.tell(home, console, quick=quick, seed=seed)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArg,
+    settings: Set = None,
+    shape: ShapeOpt = "pair",
+    shape_settings: ShapeSet = None,
+    json_: Json = False,
+) -> None:
+    """What a run would be: parameters, memory, steps, shards, checkpoint size. Starts nothing.
+
+    Examples:
+
+        diptych plan vlp_easy
+
+        diptych plan my.yaml --set batch=4096 --shape node8
+    """
+    from .cluster import preflight
+    from .cluster.shapes import find_shape
+    from .finetune.recipes import find
+
+    facts = preflight.plan(find(recipe, settings or []), find_shape(shape, shape_settings or []))
+    show(facts, json_, title=f"plan of {recipe}")
+
+
+@app.command()
+def train(
+    recipe: RecipeArg,
+    settings: Set = None,
+    shape: ShapeOpt = "pair",
+    shape_settings: ShapeSet = None,
+    run: Annotated[str | None, typer.Option(help="Name or URL of the run.")] = None,
+    runs: Runs = "runs",
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
+) -> None:
+    """Train here, in the foreground; the same command goes on after an interruption.
+
+    Examples:
+
+        diptych train vlp_easy --runs s3://my-bucket/runs
+
+        diptych train vqa_easy --set start_from=s3://my-bucket/runs/vlp_easy --set optim.lr=5e-4
+
+        diptych train my.yaml --shape one --run trial-2
+    """
+    from .cluster import train as training
+    from .cluster.launch import Stopped
+    from .cluster.shapes import find_shape
+    from .finetune.recipes import find
+
+    chosen = find(recipe, settings or [])
+    url = run if run and "/" in run else f"{runs.rstrip('/')}/{run or chosen.name}"
+    try:
+        place = training.train(
+            chosen, find_shape(shape, shape_settings or []), url, console=console, address=ray
+        )
+    except Stopped:
+        raise typer.Exit(130) from None
+    console.print(f"finished: {place.url}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArg,
+    cluster: Annotated[str, typer.Option(help="`local`, or the address of a Ray cluster.")],
+    settings: Set = None,
+    shape: ShapeOpt = "pair",
+    shape_settings: ShapeSet = None,
+    run: Annotated[str | None, typer.Option(help="Name or URL of the run.")] = None,
+    runs: Runs = "runs",
+) -> None:
+    """Train in the background. `jobs`, `logs` and `stop` go on from there.
+
+    Examples:
+
+        diptych submit vlp_easy --cluster local
+    """
+    from .cluster import jobs as work
+    from .cluster.shapes import find_shape
+    from .data import storage
+    from .finetune.recipes import find
+    from .pretrain.rundir import RunDir
+
+    chosen = find(recipe, settings or [])
+    find_shape(shape, shape_settings or [])
+    if cluster != "local":
+        _not_built(f"submitting to a remote cluster ({cluster})", "`--cluster local` works")
+    url = run if run and "/" in run else f"{runs.rstrip('/')}/{run or chosen.name}"
+    url = storage.absolute(url)
+    options = [f"--set={item}" for item in settings or []] + [
+        f"--shape-set={item}" for item in shape_settings or []
+    ]
+    pid = work.submit([recipe, *options, f"--shape={shape}", f"--run={url}"], RunDir(url))
+    console.print(f"{url} runs as process {pid}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def jobs(runs: Runs = "runs", json_: Json = False) -> None:
+    """The runs of a folder and what they are doing.
+
+    Examples:
+
+        diptych jobs --runs s3://my-bucket/runs
+    """
+    from .cluster import jobs as work
+
+    rows = [line._asdict() for line in work.jobs(runs)]
+    if json_:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("run", "state", "step", "host", "pid", "note")
+    for row in rows:
+        step = f"{row['step']}/{row['steps']}"
+        table.add_row(row["name"], row["state"], step, row["host"], str(row["pid"]), row["note"])
+    console.print(table)
+
+
+@app.command()
+def logs(
+    run: RunArg,
+    runs: Runs = "runs",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
+) -> None:
+    """What a run's driver and workers said; works after the machines are gone.
+
+    Examples:
+
+        diptych logs vlp_easy --follow
+    """
+    from .cluster import jobs as work
+
+    for line in work.logs(work.find(run, runs), follow=follow):
+        typer.echo(line)
+
+
+@app.command()
+def stop(run: RunArg, runs: Runs = "runs") -> None:
+    """End a run; it keeps a checkpoint and `train` goes on from it.
+
+    Examples:
+
+        diptych stop vlp_easy
+    """
+    from .cluster import jobs as work
+
+    console.print(work.stop(work.find(run, runs)), highlight=False)
+
+
+@app.command()
+def evaluate(
+    run: RunArg,
+    runs: Runs = "runs",
+    data: Annotated[str | None, typer.Option(help="Other test data than the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many samples.")] = None,
+    json_: Json = False,
+) -> None:
+    """Score a run's newest checkpoint on test data, with right and with shuffled images.
+
+    Examples:
+
+        diptych evaluate s3://my-bucket/runs/vqa_easy --json
+    """
+    from .cluster.jobs import find
+    from .finetune.score import finished, score
+
+    found = finished(find(run, runs), data=data)
+    with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
+        scores = score(found, limit=limit, told=told)
+    show({"step": found.checkpoint.step, **scores}, json_, title=f"{found.place.name}")
+
+
+@app.command()
+def sample(run: RunArg) -> None:
+    """Draw images from a diffusion run. Not built yet."""
+    _not_built(f"sampling from {run}", "there is no diffusion model before it")
+
+
+@app.command()
+def export(
+    run: RunArg,
+    to: Annotated[str, typer.Option(help="Target format: diptych.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    runs: Runs = "runs",
+    json_: Json = False,
+) -> None:
+    """Write a run's model for use elsewhere, and prove in a clean process that it is the same.
+
+    Examples:
+
+        diptych export vqa_easy --to diptych --out exported/vqa_easy
+    """
+    from .cluster.jobs import find
+    from .finetune.score import finished
+    from .finetune.ship import ship
+
+    proof = ship(finished(find(run, runs)), to, out)
+    show({"folder": str(out), **proof}, json_, title="proof")
+
+
+@app.command()
+def ledger(
+    run: RunArg,
+    steps: Annotated[str, typer.Option(help="A:B, from step A up to but not including B.")],
+    runs: Runs = "runs",
+    json_: Json = False,
+) -> None:
+    """Which samples made which step: step, rank, shard, key.
+
+    Examples:
+
+        diptych ledger vlp_easy --steps 0:50
+    """
+    from .cluster import ledger as book
+    from .cluster.jobs import find
+    from .cluster.worker import open_plan
+    from .errors import RecipeError
+    from .finetune.parts import KINDS
+
+    first, _, last = steps.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise RecipeError(f"--steps {steps!r} is not A:B with A <= B. Write --steps 0:50.")
+    place = find(run, runs)
+    chart = open_plan(place.recipe(KINDS), place.json("run.json").get("data"))
+    lines = list(book.lines(place, chart, int(first), int(last)))
+    checked = book.verify(place, lines)
+    for line in lines:
+        typer.echo(json.dumps(line._asdict()) if json_ else "\t".join(map(str, line[:4])))
+    slices = len({(line.step, line.rank) for line in lines})
+    print(f"{len(lines)} samples; {checked} of {slices} slices recorded by ranks", file=sys.stderr)
+
+
+def _not_built(what: str, instead: str) -> None:
+    print(f"{what} is not built yet; {instead}.", file=sys.stderr)
+    raise typer.Exit(3)
+
+
+def main() -> None:
+    """Runs the command line; what a user can mend ends in one sentence and exit code 2."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], prog_name="diptych")
+    except DiptychError as err:
+        if debug:
+            raise
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

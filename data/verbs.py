@@ -1,0 +1,135 @@
+"""`diptych data ...`: pack, index, check and look at tar shards; and how verbs show things."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Pack, index, check and look at tar shards.")
+console = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+
+
+@app.command("pack")
+def data_pack(
+    source: Annotated[str, typer.Argument(help="A folder of images with captions, or `easy-vqa`.")],
+    out: Annotated[str, typer.Argument(help="A folder for the tars: a path or s3://...")],
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples in a shard.")] = 1000,
+    split: Annotated[str, typer.Option(help="Of easy-vqa: train or test.")] = "train",
+    vocabulary: Annotated[int, typer.Option(min=100, help="Most ids of the tokenizer.")] = 8000,
+) -> None:
+    """Pack images and captions into tars, index them, and learn a tokenizer of their texts.
+
+    Captions: `photo.txt` beside `photo.jpg`, or a `metadata.jsonl`/`.csv` with `file_name`, `text`.
+
+    Examples:
+
+        diptych data pack ./photos s3://my-bucket/photos
+
+        diptych data pack easy-vqa s3://my-bucket/easy-vqa/test --split test
+    """
+    from .make import make
+
+    with bar("pack", None) as told:
+        manifest = make(source, out, per_shard=per_shard, split=split, size=vocabulary, told=told)
+    console.print(_summary(manifest), highlight=False, soft_wrap=True)
+
+
+@app.command("index")
+def data_index(
+    urls: Annotated[list[str], typer.Argument(help="Tars; brace ranges and globs are expanded.")],
+    out: Annotated[str | None, typer.Option(help="Folder of the index, if not beside.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Shards read at once.")] = 4,
+) -> None:
+    """Read each tar once and write what lies where; finished shards are not read again.
+
+    Examples:
+
+        diptych data index 's3://my-bucket/photos/{00000..00099}.tar'
+
+        diptych data index 's3://theirs/set/*.tar' --out s3://mine/set-index
+    """
+    from . import index, storage
+
+    found = storage.expand(urls)
+    with bar("index", len(found)) as told:
+        manifest = index.build(found, out, threads=threads, done=lambda shard: told(1))
+    console.print(_summary(manifest), highlight=False, soft_wrap=True)
+
+
+@app.command("check")
+def data_check(
+    url: Annotated[str, typer.Argument(help="Folder of indexed tars, or of their index.")],
+    json_: Json = False,
+) -> None:
+    """Read every byte and compare it with the index; exit code 2 if anything is wrong.
+
+    Examples:
+
+        diptych data check s3://my-bucket/photos
+    """
+    from . import index
+    from .check import check
+
+    manifest = index.open_manifest(url)
+    with bar("check", len(manifest.shards)) as told:
+        found = check(manifest, done=lambda shard: told(1))
+    facts = {"good": found.good, **found.reasons, "of": manifest.samples}
+    show({**facts, "faults": found.faults} if json_ else facts, json_, title=url)
+    for _, sentence in found.faults[:20]:
+        print(sentence, file=sys.stderr)
+    if found.faults:
+        raise typer.Exit(2)
+
+
+@app.command("preview")
+def data_preview(
+    url: Annotated[str, typer.Argument(help="Folder of indexed tars, or of their index.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("preview.html"),
+    count: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 48,
+) -> None:
+    """Write one self-contained HTML page of samples.
+
+    Examples:
+
+        diptych data preview s3://my-bucket/photos --out photos.html
+    """
+    from . import index, storage
+    from .preview import page
+
+    storage.write(str(out), page(index.open_manifest(url), count).encode())
+    console.print(str(out.absolute()), soft_wrap=True, highlight=False)
+
+
+def _summary(manifest: Any) -> str:
+    megabytes = f"{manifest.bytes / 1e6:,.1f} MB"
+    shards = f"{len(manifest.shards)} shards, {megabytes}"
+    return f"{manifest.samples} samples in {shards}, digest {manifest.digest}: {manifest.url}"
+
+
+@contextmanager
+def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, on a terminal only; yields what advances it."""
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def show(facts: dict[str, Any], as_json: bool, *, title: str) -> None:
+    """A table of facts, or one line of JSON."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    table = Table(title=title, show_header=False)
+    for name, value in facts.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(name, shown)
+    console.print(table)

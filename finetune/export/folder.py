@@ -1,0 +1,140 @@
+"""A folder that `load` opens: config.json, model.safetensors, tokenizer.json, README.md, proof.
+
+`load(path)` needs neither ray nor deepspeed, reads no pickle and runs no code from the folder:
+
+    from diptych.finetune.export.folder import load
+    model = load("exported")
+    model.answer([Image.open("photo.png")], ["what color is the circle?"])
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...config import digest, plain
+from ...data import tokens
+from ...data.batch import Batch
+from ...data.tokens import Text
+from ...data.transforms import square
+from ...errors import ExportError
+from ...pretrain.run import Run, parse_run
+from ...pretrain.task import Task
+from ..parts import KINDS
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An exported model, ready to use."""
+
+    run: Run
+    text: Text
+    task: Task
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Everything that the model computes of a batch with nothing hidden, by name."""
+        seen = self.task.model(self.task.look(batch))
+        found = {"pooled": seen.pooled_BD, "tokens": seen.tokens_BLD, "regions": seen.regions_BND}
+        for objective in self.run.objectives:
+            logits = objective.logits(self.task.heads[objective.kind], seen)
+            if logits is not None:
+                found[f"{objective.kind}.logits"] = logits
+        return found
+
+    def batch(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Batch:
+        """A batch of pairs, as `outputs` takes it."""
+        size = self.run.model.image_size
+        tokens_BL, real_BL = self.text.encode(texts)
+        return Batch(
+            keys=tuple(str(number) for number in range(len(texts))),
+            draws_B=torch.arange(len(texts)),
+            image_BCHW=torch.stack([square(image.convert("RGB"), size) for image in images]),
+            tokens_BL=tokens_BL,
+            real_BL=real_BL,
+            fields=tuple({} for _ in texts),
+        )
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """The most likely answer to each question about its image.
+
+        Raises:
+            ExportError: the model has no VQA head.
+        """
+        heads = [o for o in self.run.objectives if o.kind == "vqa"]
+        if not heads:
+            raise ExportError(f"{self.run.name} was not fine-tuned for questions (no vqa head).")
+        best_B = self.outputs(self.batch(images, questions))["vqa.logits"].argmax(1)
+        vocabulary: tuple[str, ...] = plain(heads[0])["answers"]
+        return [vocabulary[index] for index in best_B.tolist()]
+
+
+def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) -> None:
+    """Writes the folder; `facts` (data digest, metrics) go into its README.
+
+    Raises:
+        ExportError: the folder is there already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ExportError(f"{out} is not empty. Choose another --out, or delete it.")
+    out.mkdir(parents=True, exist_ok=True)
+    config = {"format": FORMAT, "recipe": plain(run), "digest": digest(run)}
+    weights = {
+        name: value.float().contiguous().clone() for name, value in task.state_dict().items()
+    }
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    (out / "tokenizer.json").write_text(text.tokenizer.to_str())
+    (out / "README.md").write_text(_card(run, facts))
+
+
+def load(path: str | Path) -> Loaded:
+    """Opens an exported folder; only JSON and safetensors are read.
+
+    Raises:
+        ExportError: not such a folder, or one whose weights do not fit its config.
+    """
+    home = Path(path)
+    try:
+        config = json.loads((home / "config.json").read_text())
+        run = parse_run(config["recipe"], KINDS, source=str(home / "config.json"))
+        text = tokens.from_text((home / "tokenizer.json").read_text(), run.model.tokens)
+        weights = load_file(home / "model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise ExportError(f"{home} is not an exported folder: {err}") from err
+    task = run.task(text)
+    try:
+        task.load_state_dict(weights)
+    except RuntimeError as err:
+        raise ExportError(f"{home}: model.safetensors does not fit config.json: {err}") from err
+    return Loaded(run, text, task.eval())
+
+
+def _card(run: Run, facts: dict[str, Any]) -> str:
+    rows = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    names = ", ".join(objective.kind for objective in run.objectives)
+    return f"""---
+library_name: diptych
+tags: [vision-language]
+---
+# {run.name}
+
+A `{run.model.kind}` model trained by Diptych with {names}, for {run.steps} steps of {run.batch}.
+
+| | |
+|---|---|
+{rows}
+```python
+from diptych.finetune.export.folder import load
+model = load("{run.name}")            # reads JSON and safetensors only
+```
+`proof.json` says how a clean process reproduced the trained model's outputs from this folder.
+"""

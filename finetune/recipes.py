@@ -1,0 +1,58 @@
+"""Named fine-tuning recipes, and the table of all recipes there are."""
+
+from collections.abc import Callable
+
+from ..config import from_yaml, plain, unknown
+from ..data import storage
+from ..pretrain import recipes as pretraining
+from ..pretrain.run import Data, Optim, Run, revise
+from . import heads
+from .parts import KINDS
+
+ANSWERS = (
+    *("black", "blue", "brown", "circle", "gray", "green", "no"),
+    *("rectangle", "red", "teal", "triangle", "yellow", "yes"),
+)
+
+
+def vqa_easy() -> Run:
+    """The VQA head on easy-VQA questions, from a finished `vlp_easy`.
+
+    diptych train vqa_easy --set start_from=runs/vlp_easy    2 CPU cores: about 2 minutes
+    """
+    return Run(
+        name="vqa_easy",
+        model=pretraining.easy_model(),
+        objectives=(heads.VisualQuestion(answers=ANSWERS),),
+        data=Data(
+            train=f"{pretraining.EASY}/train",
+            test=f"{pretraining.EASY}/test",
+            tokenizer=f"{pretraining.EASY}/tokenizer.json",
+            text="question",
+        ),
+        optim=Optim(lr=1e-3, warmup_steps=50),
+        batch=64,
+        steps=600,
+        checkpoint_steps=100,
+    )
+
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "vlp_easy": pretraining.vlp_easy,
+    "vqa_easy": vqa_easy,
+}
+
+
+def find(text: str, settings: list[str]) -> Run:
+    """A named recipe or a YAML file, with `path=value` settings put in.
+
+    Raises:
+        RecipeError: no such recipe, or whatever is wrong with it.
+    """
+    if text.endswith((".yaml", ".yml")):
+        values = from_yaml(storage.read(text).decode(), source=text)
+    elif text in RECIPES:
+        values = plain(RECIPES[text]())
+    else:
+        raise unknown(text, list(RECIPES), "recipe (or a .yaml file)")
+    return revise(values, settings, KINDS, source=text)

@@ -1,0 +1,97 @@
+"""A finished run against its test data: every sample once, with the blind controls beside it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..data import tokens
+from ..data.batch import Batch
+from ..data.index import Manifest, open_manifest
+from ..data.loader import Recipe, once
+from ..data.tokens import Text
+from ..errors import RunError
+from ..pretrain.checkpoint import Checkpoint, open_checkpoint
+from ..pretrain.evaluate import evaluate, shuffled
+from ..pretrain.run import Run
+from ..pretrain.rundir import RunDir
+from ..pretrain.task import Task
+from .parts import KINDS
+from .start import trained_task
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with the weights of its newest checkpoint, and its test data."""
+
+    place: RunDir
+    run: Run
+    text: Text
+    checkpoint: Checkpoint
+    task: Task
+    test: Manifest
+
+    @property
+    def recipe(self) -> Recipe:
+        """How a test sample becomes a row."""
+        size = self.run.model.image_size
+        return Recipe(text=self.run.data.text, image_size=size, seed=self.run.seed)
+
+    def batches(self, limit: int | None = None, rows: int = 256) -> Iterator[Batch]:
+        """Every test sample once, or the first `limit`."""
+        return once(self.test, self.text, self.recipe, limit=limit, batch=rows)
+
+
+def finished(place: RunDir, *, data: str | None = None) -> Finished:
+    """Opens a run for evaluation or export; `data` stands in for the recipe's test data.
+
+    Raises:
+        RunError: no test data is named anywhere.
+        CheckpointError: nothing was kept yet.
+    """
+    run = place.recipe(KINDS)
+    test = data or run.data.test
+    if not test:
+        raise RunError(f"{place.url} names no test data. Say --data s3://bucket/folder.")
+    text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
+    checkpoint = open_checkpoint(place.url)
+    task = trained_task(run, text, checkpoint)
+    return Finished(place, run, text, checkpoint, task, open_manifest(test))
+
+
+def score(
+    found: Finished,
+    *,
+    limit: int | None = None,
+    told: Callable[[int], None] = lambda rows: None,
+) -> dict[str, float]:
+    """Loss and accuracy over the test data, with right and with shuffled images.
+
+    `shuffled.…` rows use another sample's image: what they lose is what the image gave.
+    """
+    right = evaluate(found.task, found.batches(limit), told=told)
+    wrong = evaluate(found.task, found.batches(limit), change=shuffled, told=told)
+    return {**right, **{f"shuffled.{name}": value for name, value in wrong.items()}}
+
+
+def majority(found: Finished, field: str = "answer") -> float:
+    """Accuracy of always giving the most frequent answer of the test data."""
+    counts = Counter(str(fields.get(field)) for b in found.batches() for fields in b.fields)
+    return counts.most_common(1)[0][1] / counts.total()
+
+
+@torch.no_grad()
+def predictions(found: Finished, batch: Batch) -> list[str]:
+    """The model's answer to each row of a batch.
+
+    Raises:
+        RunError: the run has no VQA head.
+    """
+    heads = [o for o in found.run.objectives if o.kind == "vqa"]
+    if not heads:
+        raise RunError(f"{found.place.url} has no vqa head; it answers nothing.")
+    seen, _ = found.task.scores(batch)
+    logits_BA = heads[0].logits(found.task.heads["vqa"], seen)
+    assert logits_BA is not None  # the vqa head always has logits
+    return [heads[0].answers[index] for index in logits_BA.argmax(1).tolist()]
