@@ -10,10 +10,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import DiptychError, ShardError, StaleIndexError
+from ..errors import ShardError, StaleIndexError, StorageError
 from . import storage
 from .decode import is_image
 from .decode import size as image_size
@@ -61,7 +61,7 @@ class Manifest:
 
     def lines_url(self, shard: Shard) -> str:
         """Where the index lines of a shard lie."""
-        return storage.join(self.url, storage.name(shard.url) + ".jsonl")
+        return _lines_url(shard.url, self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,8 @@ def build(
     def one(url: str) -> Shard:
         size, etag = storage.stat(url)
         old = known.get(url)
-        shard = old if old and (old.bytes, old.etag) == (size, etag) else _index(url, out)
+        same = old is not None and (old.bytes, old.etag) == (size, etag) and _sound(old, out)
+        shard = old if old and same else _index(url, out)
         done(shard)
         return shard
 
@@ -123,7 +124,7 @@ def build(
 
 def beside(url: str) -> str:
     """Where the index of a shard or a folder of shards lies by default."""
-    folder = url.rpartition("/")[0] if url.endswith(".tar") else url
+    folder = _parent(url) if url.endswith(".tar") else url
     return storage.join(folder, FOLDER)
 
 
@@ -135,11 +136,12 @@ def open_manifest(url: str) -> Manifest:
     """
     url = storage.absolute(url)
     storage.require_bucket(url)
+    tars = url if url.endswith(".tar") else f"{url}/*.tar"
     for folder in (url, beside(url)):
         place = storage.join(folder, "manifest.json")
         if storage.exists(place):
             return _load(storage.read(place), folder)
-    raise StaleIndexError(f"{url} has no index. Make one: diptych data index '{url}/*.tar'")
+    raise StaleIndexError(f"{url} has no index. Make one: diptych data index '{tars}'")
 
 
 def entries(manifest: Manifest, shard: Shard) -> list[Entry]:
@@ -155,15 +157,30 @@ def entries(manifest: Manifest, shard: Shard) -> list[Entry]:
     return [_entry(line) for line in data.splitlines()]
 
 
+def _lines_url(url: str, out: str) -> str:
+    return storage.join(out, storage.name(url) + ".jsonl")
+
+
+def _sound(shard: Shard, out: str) -> bool:
+    """Whether the lines of a shard are still those that were written."""
+    try:
+        data = storage.read(_lines_url(shard.url, out))
+    except StorageError:
+        return False
+    return hashlib.sha256(data).hexdigest() == shard.lines
+
+
 def _index(url: str, out: str) -> Shard:
     size, etag = storage.stat(url)
     with storage.open_read(url) as file, storage.explained(url):
         lines = [_line(record, blobs) for record, blobs in scan(file, shard=url)]
     data = "".join(lines).encode()
     digest = hashlib.sha256(data).hexdigest()
-    storage.write(storage.join(out, storage.name(url) + ".jsonl"), data)
+    storage.write(_lines_url(url, out), data)
     shard = Shard(url=url, bytes=size, etag=etag, samples=len(lines), lines=digest)
-    storage.write(storage.join(out, storage.name(url) + ".json"), json.dumps(_row(shard)).encode())
+    storage.write(
+        storage.join(out, storage.name(url) + ".json"), json.dumps(_row(shard, out)).encode()
+    )
     return shard
 
 
@@ -186,12 +203,27 @@ def _entry(line: bytes) -> Entry:
     return Entry(Record(row["key"], members), row.get("width"), row.get("height"), row["text"])
 
 
-def _row(shard: Shard) -> dict[str, Any]:
-    return {name: getattr(shard, name) for name in Shard.__slots__}
+def _row(shard: Shard, out: str) -> dict[str, Any]:
+    """A shard beside its index is written by a relative name, so that the two can move together."""
+    row = {name: getattr(shard, name) for name in Shard.__slots__}
+    if _parent(shard.url) == _parent(out):
+        row["url"] = "../" + storage.name(shard.url)
+    return row
+
+
+def _shard(row: dict[str, Any], out: str) -> Shard:
+    shard = Shard(**row)
+    if shard.url.startswith("../"):
+        return replace(shard, url=storage.join(_parent(out), shard.url.removeprefix("../")))
+    return shard
+
+
+def _parent(url: str) -> str:
+    return url.rpartition("/")[0]
 
 
 def _dump(manifest: Manifest) -> bytes:
-    rows = [_row(shard) for shard in manifest.shards]
+    rows = [_row(shard, manifest.url) for shard in manifest.shards]
     body = {"format": FORMAT, "digest": manifest.digest, "samples": manifest.samples}
     return json.dumps({**body, "shards": rows}, indent=1).encode()
 
@@ -199,9 +231,9 @@ def _dump(manifest: Manifest) -> bytes:
 def _load(data: bytes, folder: str) -> Manifest:
     try:
         body = json.loads(data)
-        manifest = Manifest(folder, tuple(Shard(**row) for row in body["shards"]))
+        manifest = Manifest(folder, tuple(_shard(row, folder) for row in body["shards"]))
         sound = body["format"] == FORMAT and body["digest"] == manifest.digest
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise StaleIndexError(f"{folder}/manifest.json is no index: {err}. Index again.") from err
     if not sound:
         raise StaleIndexError(f"{folder}/manifest.json is of another format, or damaged.")
@@ -213,8 +245,6 @@ def _partial(out: str) -> Iterator[Shard]:
     for child in storage.children(out):
         if child.endswith(".tar.json"):
             try:
-                shard = Shard(**json.loads(storage.read(storage.join(out, child))))
-                if storage.exists(storage.join(out, storage.name(shard.url) + ".jsonl")):
-                    yield shard
-            except (ValueError, TypeError, DiptychError):
+                yield _shard(json.loads(storage.read(storage.join(out, child))), out)
+            except (ValueError, TypeError, AttributeError, StorageError):
                 continue  # half-written by someone else: that shard is simply read again

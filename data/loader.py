@@ -88,7 +88,8 @@ class Loader:
             thread.join(timeout=10)
 
     def _batches(self, over: threading.Event) -> Iterator[tuple[int, Batch]]:
-        with ThreadPoolExecutor(self.threads) as pool:
+        pool = ThreadPoolExecutor(self.threads)
+        try:
             blocks = Blocks(self.plan, pool)
             for step in range(self.start, self.stop):
                 if over.is_set():
@@ -99,6 +100,8 @@ class Loader:
                 batch = collate(blocks, refs, self.text, self.recipe)
                 yield step, batch.pinned() if self.pin else batch
                 blocks.forget(refs)
+        finally:
+            pool.shutdown(cancel_futures=True)  # nobody waits for blocks that nobody will use
 
 
 def once(
@@ -153,7 +156,7 @@ class Blocks:
 
     def _read(self, number: int) -> tuple[int, bytes]:
         block = self.plan.blocks[number]
-        found = self._entries.of(block.shard)[block.first : block.first + block.count]
+        found = self._entries.of(block.shard)[block.first : block.first + block.samples]
         spans = [entry.record.span() for entry in found]
         start, end = min(first for first, _ in spans), max(last for _, last in spans)
         return start, storage.read(self.plan.manifest.shards[block.shard].url, start, end)

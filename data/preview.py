@@ -27,7 +27,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; margin: .
 .bad { color: #c33 }
 </style>
 <h1>{{ url }}</h1>
-<p>{{ samples }} samples in {{ shards }} shards, {{ megabytes }} MB, digest <code>{{ digest }}</code>.
+<p>{{ samples }} samples in {{ shards }} shards, {{ megabytes }} MB,
+digest <code>{{ digest }}</code>.
 {{ rows | length }} shown, evenly spaced.</p>
 <main>{% for row in rows %}<figure>
 {% if row.image %}<img src="data:image/webp;base64,{{ row.image }}" alt="">{% endif %}

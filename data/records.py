@@ -89,7 +89,7 @@ def _files(file: Any, shard: str) -> Iterator[tarfile.TarInfo]:
                 if info.isreg():
                     yield info
             end = tar.offset
-    except (tarfile.TarError, EOFError) as err:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as err:
         raise ShardError(f"{shard} is not a readable tar: {err}. Upload it again.") from err
     _require_end(file, end, shard)
 

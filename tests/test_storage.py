@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diptych.data import storage
+from diptych.errors import StorageError
+
+REFUSED = """pipe:cat|x PIPE:x pipe://x gs://b/x hf://d/x ftp://h/x http://h/x S3://b/x s3:b/x
+memory://x simplecache::s3://b/x s3::file://x data:,x"""
+
+
+@pytest.mark.parametrize("url", REFUSED.split())
+def test_other_schemes_are_refused(url: str) -> None:
+    for use in (storage.absolute, storage.expand, storage.read, storage.open_read, storage.exists):
+        with pytest.raises(StorageError, match="refused"):
+            use(url)
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "https://user:secret@host/x.tar"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID") as caught:
+        storage.absolute(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_needs_a_bucket_or_a_host() -> None:
+    for url in ("s3://", "https:///"):
+        with pytest.raises(StorageError, match="names no bucket"):
+            storage.absolute(url)
+
+
+def test_paths_become_absolute_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/b", "./a/b/", "file://a/b", f"file://{tmp_path}/a/b/", str(tmp_path / "a/b")):
+        assert storage.absolute(path) == f"file://{tmp_path}/a/b"
+    assert storage.absolute("s3://bucket/a/") == "s3://bucket/a"
+
+
+def test_braces_and_globs_expand_in_order(tmp_path: Path) -> None:
+    for name in ("x-10.tar", "x-9.tar", "x-8.txt", "y.tar"):
+        (tmp_path / name).touch()
+    root = f"file://{tmp_path}"
+    assert storage.expand(f"{tmp_path}/x-{{8..10}}.tar") == [
+        f"{root}/x-{number}.tar" for number in (8, 9, 10)
+    ]
+    assert storage.expand([f"{tmp_path}/y*", f"{tmp_path}/{{x,y}}*.tar"]) == [
+        f"{root}/{name}" for name in ("y.tar", "x-10.tar", "x-9.tar", "y.tar")
+    ]
+    assert storage.expand("s3://b/{000..002}.tar")[2] == "s3://b/002.tar"
+
+
+def test_a_pattern_without_a_match_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"\*\.tar matches nothing"):
+        storage.expand(f"{tmp_path}/*.tar")
+    with pytest.raises(StorageError, match=r"Write a range as \{00000\.\.00099\}"):
+        storage.expand("shards/{0..9.tar")
+
+
+def test_the_query_of_a_signed_url_is_no_glob() -> None:
+    url = "https://host/{0..1}.tar?signature=a*b[1]"
+    assert storage.expand(url) == [f"https://host/{n}.tar?signature=a*b[1]" for n in (0, 1)]
+
+
+def test_a_range_that_comes_short_is_an_error(tmp_path: Path) -> None:
+    url = str(tmp_path / "x")
+    storage.write(url, b"0123456789")
+    assert storage.read(url) == b"0123456789"
+    assert storage.read(url, 3, 10) == b"3456789"
+    with pytest.raises(StorageError, match="2 bytes came for the range 8-12"):
+        storage.read(url, 8, 12)
+
+
+def test_what_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+    url = storage.absolute(str(tmp_path / "nowhere" / "x"))
+    for use in (storage.read, storage.open_read, storage.stat):
+        with pytest.raises(StorageError) as caught:
+            use(url)
+        assert str(caught.value) == f"{url}: not there. Check the name."
+    assert not storage.exists(url)
+    assert storage.children(url) == []
+    storage.delete(url)
+
+
+def test_nothing_exists_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert storage.exists(str(tmp_path / "file"))
+    assert not storage.exists(str(tmp_path / "file" / "below"))
+    assert not storage.exists(str(tmp_path)), "a folder is no object"
+    with pytest.raises(StorageError):
+        storage.write(str(tmp_path / "file" / "below"), b"x")
+
+
+def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    url = str(tmp_path / "deep" / "x")
+    storage.write(url, b"a long first version")
+    before = storage.stat(url)
+    storage.write(url, b"second")
+    assert storage.read(url) == b"second"
+    assert storage.stat(url) != before
+    assert storage.children(str(tmp_path / "deep")) == ["x"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "x")
+    storage.write(url, b"old")
+    code = f"""
+import resource
+from diptych.data import storage
+from diptych.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    storage.write({url!r}, bytes(100_000))
+except StorageError as err:
+    print(err)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"file://{url}: no space left. Free some, or write elsewhere.\n"
+    assert storage.read(url) == b"old"
+    assert storage.children(str(tmp_path)) == ["x"]
