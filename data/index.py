@@ -174,6 +174,8 @@ def _index(url: str, out: str) -> Shard:
     size, etag = storage.stat(url)
     with storage.open_read(url) as file, storage.explained(url):
         lines = [_line(record, blobs) for record, blobs in scan(file, shard=url)]
+    if not lines:
+        raise ShardError(f"{url} holds no samples. Leave it out, or upload it again.")
     data = "".join(lines).encode()
     digest = hashlib.sha256(data).hexdigest()
     storage.write(_lines_url(url, out), data)

@@ -1,0 +1,142 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from diptych.data import loader, storage
+from diptych.data.batch import Batch
+from diptych.data.index import Manifest
+from diptych.data.loader import Loader, Recipe
+from diptych.data.pack import Sample, tar
+from diptych.data.plan import Plan
+from diptych.data.tokens import Text
+from diptych.errors import ShardError, StaleIndexError, StorageError
+
+Samples = Callable[..., list[Sample]]
+Dataset = Callable[..., Manifest]
+
+RECIPE = Recipe(text="txt", image_size=8, seed=3)
+BATCH, STEPS = 6, 10  # three epochs of 20 samples
+
+
+@pytest.fixture
+def plan(samples: Samples, dataset: Dataset) -> Plan:
+    shards = [samples(7), samples(5, first=7), samples(8, first=12)]
+    return Plan(dataset(shards), RECIPE.seed, BATCH)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = ("draws_B", "image_BCHW", "tokens_BL", "real_BL")
+    equal = all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+    return equal and (a.keys, a.fields) == (b.keys, b.fields)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_batches_do_not_depend_on_the_world_size(plan: Plan, text: Text, world: int) -> None:
+    alone = dict(Loader(plan, text, RECIPE, stop=STEPS))
+    assert list(alone) == list(range(STEPS))
+    rows = BATCH // world
+    for rank in range(world):
+        shared = Loader(plan, text, RECIPE, rank=rank, world=world, stop=STEPS, threads=1, ahead=1)
+        for step, batch in shared:
+            assert batch.rows == rows
+            assert same(batch, alone[step].take(rank * rows, (rank + 1) * rows))
+
+
+@pytest.mark.parametrize("start", [1, 4, 9, 10])
+def test_a_resumed_loader_goes_on_as_if_nothing_had_happened(
+    plan: Plan, text: Text, start: int
+) -> None:
+    whole = list(Loader(plan, text, RECIPE, stop=STEPS))
+    resumed = list(Loader(plan, text, RECIPE, start=start, stop=STEPS))
+    assert [step for step, _ in resumed] == list(range(start, STEPS))
+    assert all(same(a, b) for (_, a), (_, b) in zip(whole[start:], resumed, strict=True))
+
+
+def test_a_row_is_the_sample_that_its_key_names(plan: Plan, text: Text) -> None:
+    visits = []
+    for _, batch in Loader(plan, text, RECIPE, stop=STEPS):
+        for row, key in enumerate(batch.keys):
+            shard, _, number = key.partition("/")
+            assert (
+                text.decode(batch.tokens_BL[row].tolist()) == f"a picture with number {int(number)}"
+            )
+            assert batch.fields[row]["question"] == f"is it number {int(number)}?"
+            assert batch.image_BCHW[row, :, 0, 0].tolist() == [
+                int(number) * factor % 256 for factor in (37, 91, 53)
+            ]
+            assert shard == f"{0 if int(number) < 7 else 1 if int(number) < 12 else 2:05d}.tar"
+            visits.append((key, int(batch.draws_B[row])))
+    assert len({key for key, _ in visits}) == 20
+    assert len(set(visits)) == len(visits) == 60, "each visit of a sample has its own numbers"
+
+
+def test_a_field_can_be_the_text(plan: Plan, text: Text) -> None:
+    recipe = Recipe(text="question", image_size=4, seed=3)
+    _, batch = next(iter(Loader(plan, text, recipe, stop=1)))
+    number = int(batch.keys[0].rpartition("/")[2])
+    assert text.decode(batch.tokens_BL[0].tolist()) == f"is it number {number} ?"
+    assert batch.image_BCHW.shape == (BATCH, 3, 4, 4)
+
+
+def test_an_undecodable_sample_is_raised_where_it_is_needed(
+    samples: Samples, dataset: Dataset, text: Text
+) -> None:
+    shard = samples(12)
+    shard[8][1]["png"] = b"no image"
+    plan = Plan(dataset([shard]), 0, 2, shuffle=False)
+    batches = iter(Loader(plan, text, RECIPE, stop=6))
+    assert [next(batches)[0] for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ShardError, match=r"00000\.tar: 000008\.png cannot be decoded"):
+        next(batches)
+
+
+def test_a_shard_that_changed_is_an_error(samples: Samples, plan: Plan, text: Text) -> None:
+    shard = plan.manifest.shards[1]
+    data = storage.read(shard.url)
+    storage.write(shard.url, data.replace(b"a picture with number 9", b"a picture with number 7"))
+    with pytest.raises(ShardError, match=r"00001\.tar: 000009\.txt is not the file"):
+        list(Loader(plan, text, RECIPE, stop=STEPS))
+    storage.write(shard.url, tar(samples(1)))
+    with pytest.raises((ShardError, StorageError), match=r"00001\.tar"):
+        list(Loader(plan, text, RECIPE, stop=STEPS))
+    storage.delete(shard.url)
+    with pytest.raises(StorageError, match=r"00001\.tar: not there"):
+        list(Loader(plan, text, RECIPE, stop=STEPS))
+
+
+def test_an_index_that_changed_is_an_error(plan: Plan, text: Text) -> None:
+    storage.write(plan.manifest.lines_url(plan.manifest.shards[2]), b"")
+    with pytest.raises(StaleIndexError, match=r"00002\.tar\.jsonl"):
+        list(Loader(plan, text, RECIPE, stop=STEPS))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_dropping_the_iterator_leaves_no_thread(plan: Plan, text: Text, taken: int) -> None:
+    before = set(threading.enumerate())
+    batches = iter(Loader(plan, text, RECIPE, stop=1000))
+    for _ in range(taken):
+        next(batches)
+    assert bool(set(threading.enumerate()) - before) == (taken > 0)
+    del batches
+    assert set(threading.enumerate()) == before
+
+
+def test_once_is_every_sample_once_in_order(plan: Plan, text: Text) -> None:
+    found = list(loader.once(plan.manifest, text, RECIPE, batch=8))
+    assert [batch.rows for batch in found] == [8, 8, 4]
+    assert [int(key[-6:]) for batch in found for key in batch.keys] == list(range(20))
+    some = list(loader.once(plan.manifest, text, RECIPE, batch=8, limit=5))
+    assert [int(key[-6:]) for batch in some for key in batch.keys] == list(range(5))
