@@ -33,9 +33,7 @@ def check(manifest: Manifest, done: Callable[[Shard], None] = lambda shard: None
     for shard in manifest.shards:
         try:
             _check_shard(manifest, shard, findings)
-        except StorageError as err:
-            findings.note("unreachable shard", str(err), shard.samples)
-        except DataError as err:
+        except (StorageError, DataError) as err:
             findings.note("stale index", str(err), shard.samples)
         done(shard)
     return findings
@@ -52,8 +50,9 @@ def _check_shard(manifest: Manifest, shard: Shard, findings: Findings) -> None:
                     continue  # damage has taken the rest of it: it counts among the unseen
                 _check_sample(shard, entry, record, blobs, findings)
                 seen += 1
-    except ShardError as err:
-        findings.note("unreadable shard", str(err), max(0, len(expected) - seen))
+    except (ShardError, StorageError) as err:
+        reason = "unreadable shard" if isinstance(err, ShardError) else "unreachable shard"
+        findings.note(reason, str(err), max(0, len(expected) - seen))
         return
     if seen < len(expected):
         sentence = f"{shard.url}: {seen} samples, its index has {len(expected)}"
@@ -73,7 +72,7 @@ def _check_sample(
     try:
         sample(entry.record, blobs, shard=shard.url)
     except ShardError as err:
-        findings.note("changed" if "crc32" in str(err) else "cannot be decoded", str(err))
+        findings.note("cannot be decoded" if record == entry.record else "changed", str(err))
     else:
         findings.good += 1
 

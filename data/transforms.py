@@ -11,11 +11,15 @@ def square(image: Image.Image, size: int) -> Tensor:
 
     An image that is `size` x `size` already passes through untouched.
     """
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        image = image.crop((left, top, left + size, top + size))
+    if image.size != (size, size):
+        longest = 64 * min(image.size)  # or a hairline would be resized to gigapixels
+        image = _middle(image, min(longest, image.width), min(longest, image.height))
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = _middle(image.resize((width, height), Image.Resampling.BICUBIC), size, size)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
