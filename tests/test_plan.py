@@ -79,11 +79,15 @@ def order(plan: Plan, epoch: int) -> list[tuple[int, int]]:
 
 
 def test_epochs_and_seeds_differ_and_shuffle() -> None:
-    small = manifest([60, 70])
+    small = manifest([50])
     first = order(Plan(small, 0, 1), 0)
     others = [order(Plan(small, 0, 1), 1), order(Plan(small, 1, 1), 0), sorted(first)]
     assert all(other != first for other in others)
     assert order(Plan(small, 0, 1), 0) == first
+    many = Plan(manifest([100], 8 * MEGABYTE), 0, 1)
+    first_windows = [{many.step(100 * epoch + n)[0].block for n in range(32)} for epoch in (0, 1)]
+    assert len(many.blocks) == 100
+    assert first_windows[0] != first_windows[1]
 
 
 def test_without_shuffle_the_order_is_that_of_the_shards() -> None:

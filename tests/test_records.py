@@ -170,6 +170,16 @@ def test_random_damage_never_ends_in_another_error(data: st.DataObject) -> None:
         assert "x.tar" in str(err)
 
 
+def test_a_size_beyond_all_memory_is_an_error() -> None:
+    for start in headers(HEALTHY):
+        damaged = bytearray(HEALTHY)
+        damaged[start + 124 : start + 136] = b"\x80" + b"\x7f" * 11
+        damaged[start + 148 : start + 156] = b" " * 8
+        damaged[start + 148 : start + 156] = b"%06o\0 " % sum(damaged[start : start + 512])
+        with pytest.raises(ShardError, match=r"x\.tar"):
+            scan(bytes(damaged))
+
+
 def test_what_lies_before_the_damage_is_still_read() -> None:
     where = HEALTHY.index(b"\1" * 512)
     reader = records.scan(io.BytesIO(HEALTHY[: where + 100]), shard="x.tar")

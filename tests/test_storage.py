@@ -96,7 +96,9 @@ def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: 
     url = str(tmp_path / "deep" / "x")
     storage.write(url, b"a long first version")
     before = storage.stat(url)
-    storage.write(url, b"second")
+    with storage.open_read(url) as reader:
+        storage.write(url, b"second")
+        assert reader.read() == b"a long first version", "who reads is not disturbed"
     assert storage.read(url) == b"second"
     assert storage.stat(url) != before
     assert storage.children(str(tmp_path / "deep")) == ["x"]
