@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
     shard: int
     first: int
-    count: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _order(plan: Plan, epoch: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _starts(plan: Plan, epoch: int) -> np.ndarray:
     """First place in the epoch of each window."""
-    counts = np.array([plan.blocks[block].count for block in _order(plan, epoch)])
+    counts = np.array([plan.blocks[block].samples for block in _order(plan, epoch)])
     ends = np.concatenate([[0], np.cumsum(counts)])
     return ends[: -1 : plan.window_blocks]
 
@@ -136,12 +136,9 @@ def _window(plan: Plan, epoch: int, window: int) -> np.ndarray:
     """(samples, 2): block and place in the block of each visit in a window, in order."""
     first = window * plan.window_blocks
     blocks = _order(plan, epoch)[first : first + plan.window_blocks]
-    pairs = np.concatenate(
-        [
-            np.stack([np.full(plan.blocks[b].count, b), np.arange(plan.blocks[b].count)], axis=1)
-            for b in blocks
-        ]
-    )
+    sizes = [plan.blocks[block].samples for block in blocks]
+    places = np.concatenate([np.arange(size) for size in sizes])
+    pairs = np.stack([np.repeat(blocks, sizes), places], axis=1)
     if not plan.shuffle:
         return pairs
     order = draws.permutation(len(pairs), draws.row_key(plan.seed, epoch, "window", window))

@@ -25,7 +25,7 @@ def damage(manifest: Manifest, change: Callable[[bytearray], bytes | bytearray])
     return url
 
 
-def header(data: bytes, name: str) -> int:
+def header(data: bytes | bytearray, name: str) -> int:
     """Where the header of a member begins."""
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         return archive.getmember(name).offset
