@@ -19,7 +19,12 @@ from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
 from .errors import DiptychError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
 app.add_typer(data_app, name="data")
 console = Console(stderr=False)
 

@@ -25,7 +25,7 @@ class Record(BaseModel):
 
 
 class Part(Record):
-    """A record that stands for one of several: a model, an objective, a head. Its kind says which."""
+    """A record that is one of several: a model, an objective, a head. Its kind says which."""
 
     kind: ClassVar[str]
 

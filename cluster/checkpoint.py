@@ -1,4 +1,4 @@
-"""Between DeepSpeed's state and the slices of a checkpoint: snapshot, write behind, commit, restore.
+"""Between DeepSpeed's state and a checkpoint's slices: snapshot, write behind, commit, restore.
 
 Every rank copies its own fp32 slices to host memory and writes them while training goes on. Each
 then leaves a list of its slices; rank 0 waits for all lists, writes the manifest, and only then are
@@ -149,10 +149,12 @@ def _pieces(engine: Any, rank: int, world: int) -> Iterator[Piece]:
         mapping = getattr(param, "_hp_mapping", None)
         if mapping is None:
             continue
-        offset = mapping.lp_fragment_address.start
+        offset, place = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+        flat = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
         yield name, WEIGHT, offset, mapping.get_hp_fragment()
         for kind in MOMENTS:
-            yield name, kind, offset, mapping.get_hp_fragment(optim_state_key=kind)
+            moment = _moments(base, flat)[kind]
+            yield name, kind, offset, moment.narrow(0, place.start, place.numel)
 
 
 def _moments(base: Any, param: Tensor) -> dict[str, Tensor]:

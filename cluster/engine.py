@@ -1,20 +1,20 @@
 """A task under DeepSpeed on one rank: step, sum, save, restore."""
 
 import logging
+import os
 import threading
-from dataclasses import replace
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
+from torch.distributed import TCPStore
 
 from ..data.batch import Batch
 from ..pretrain.checkpoint import Checkpoint
-from ..pretrain.loop import Tally
 from ..pretrain.optim import adamw
 from ..pretrain.run import Run
-from ..pretrain.task import Losses, Task
+from ..pretrain.task import Losses, Task, merge
 from .checkpoint import Writer, restore
 from .shapes import Shape, deepspeed_config
 
@@ -28,9 +28,9 @@ class DeepSpeedEngine:
             group["lr"] = 0.0  # ZeRO takes one empty step to make its state; it must move nothing
         self.task, self.writer = task, writer
         self.rank, self.micro = dist.get_rank(), shape.micro_rows(run)
-        self.engine, *_ = deepspeed.initialize(
+        self.engine: Any = deepspeed.initialize(
             model=task, optimizer=optimiser, config=deepspeed_config(run, shape)
-        )
+        )[0]
         restore(self.engine, None)
         self._saving: threading.Thread | None = None
 
@@ -41,16 +41,13 @@ class DeepSpeedEngine:
     def step(self, batch: Batch, lr: float) -> Losses:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        total, tally = torch.zeros((), device=self.engine.device), Tally()
-        parts = range(0, batch.rows, self.micro)
-        for first in parts:
+        done: list[Losses] = []
+        for first in range(0, batch.rows, self.micro):
             losses: Losses = self.engine(batch.take(first, first + self.micro))
             self.engine.backward(losses.total)
             self.engine.step()
-            total += losses.total.detach() / len(parts)
-            tally.add(losses)
-        sums = {name: torch.stack(pairs).sum(0) for name, pairs in tally.sums.items()}
-        return replace(losses, total=total, sums={n: (s[0], s[1]) for n, s in sums.items()})
+            done.append(losses)
+        return merge(done)
 
     def sum(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
@@ -76,14 +73,15 @@ class DeepSpeedEngine:
 def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
     """Makes this process rank `rank` of a process group: NCCL with a GPU, gloo without."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ["LOCAL_RANK"] = "0"  # a worker sees one GPU, its own
     if not gpu:
         # DeepSpeed would compile a shared-memory all-reduce with the user's compiler, for a
         # minute, on every new machine. gloo is good enough where there is no GPU.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store = dist.TCPStore(address, port, world, is_master=rank == 0)
+    store = TCPStore(address, port, world, is_master=rank == 0)
     dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
     if gpu:
-        get_accelerator().set_device(0)  # Ray shows a worker only its own GPU
+        torch.cuda.set_device(0)  # Ray shows a worker only its own GPU
     deepspeed.init_distributed(
         dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False
     )

@@ -131,5 +131,5 @@ def _line(place: RunDir, status: dict[str, Any]) -> JobLine:
     state = status["state"]
     if state == "running" and not busy(status):
         state = "lost"  # its driver died without a word; `train` goes on from the checkpoint
-    names = ("step", "steps", "host", "pid")
-    return JobLine(place.name, state, *(status[n] for n in names), place.url, status["note"])
+    known = {name: status[name] for name in ("step", "steps", "host", "pid", "note")}
+    return JobLine(name=place.name, state=state, url=place.url, **known)

@@ -20,7 +20,7 @@ from ..pretrain import checkpoint
 from ..pretrain.run import Run
 from .job import Event, Job, Place
 from .shapes import Shape
-from .worker import actor
+from .worker import spawn
 
 _DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
 _PLACE_S = 120.0
@@ -45,11 +45,7 @@ class Group:
                 f"no room for {shape.workers} workers of {bundle} within {_PLACE_S:.0f} s; the "
                 f"cluster has {ray.cluster_resources()}. Add nodes, or ask for less."
             )
-        kind = actor(shape.cpus_per_worker, shape.gpus_per_worker)
-        self.workers: list[Any] = [
-            kind.options(placement_group=self.slots, placement_group_bundle_index=rank).remote(rank)
-            for rank in range(shape.workers)
-        ]
+        self.workers: list[Any] = [spawn(rank, shape, self.slots) for rank in range(shape.workers)]
 
     def start(self, job: Job) -> tuple[list[Place], list[Any]]:
         """(where each rank is, what each rank's `run` will return)."""
@@ -131,7 +127,7 @@ def _attempt(
     try:
         places, running = group.start(job)
         begin(job.attempt, job.start, places)
-        asked = False
+        asked, steps = False, job.start
         while running:
             done, running = ray.wait(running, num_returns=len(running), timeout=0.5)
             for event in group.drain():

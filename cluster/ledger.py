@@ -87,7 +87,7 @@ def lines(place: RunDir, plan: Plan, first: int, last: int) -> Iterator[Line]:
 
 
 def recorded(place: RunDir) -> dict[tuple[int, int], int]:
-    """crc32 of the keys that a rank trained on at a step, by (step, rank); the last attempt counts."""
+    """crc32 of the keys that a rank trained on, by (step, rank); the last attempt counts."""
     found: dict[tuple[int, int], int] = {}
     for name in storage.children(place.at("ledger")):  # sorted, so later attempts come later
         rank = int(name.removesuffix(".json").rpartition("-")[2])

@@ -13,18 +13,18 @@ from ..pretrain.run import Run
 class Shape(Record):
     """Where a recipe runs."""
 
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     """Ranks; each is one process."""
-    gpus_per_worker: int = Field(0, ge=0, le=1)
-    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs that Ray sets aside, and torch threads, of each worker."""
     zero_stage: Literal[0, 1, 2] = 1
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
     """Rows of a worker's forward pass; gradients accumulate over the rest. All rows by default."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(default=3, ge=0)
     """Restarts in a row without a new checkpoint in between."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
 
     def micro_rows(self, run: Run) -> int:
         """Rows of one forward pass on one worker.

@@ -27,6 +27,7 @@ from ..pretrain.run import Run, parse_run
 from ..pretrain.rundir import RunDir
 from .checkpoint import Writer
 from .job import Event, Job, Place
+from .shapes import Shape
 
 log = logging.getLogger("diptych")
 
@@ -125,8 +126,14 @@ def open_plan(run: Run, data: str | None = None) -> Plan:
     return Plan(manifest, run.seed, run.batch)
 
 
-def actor(cpus: int, gpus: int) -> Any:
-    """The Ray actor class of a worker."""
-    return ray.remote(Worker).options(
-        num_cpus=cpus, num_gpus=gpus, max_concurrency=4, max_restarts=0, max_task_retries=0
+def spawn(rank: int, shape: Shape, slots: Any) -> Any:
+    """A worker as a Ray actor in its slot of a placement group; it is never restarted alone."""
+    kind = ray.remote(Worker).options(
+        num_cpus=shape.cpus_per_worker,
+        num_gpus=shape.gpus_per_worker,
+        max_concurrency=4,
+        max_restarts=0,
+        placement_group=slots,
+        placement_group_bundle_index=rank,
     )
+    return kind.remote(rank)

@@ -29,12 +29,17 @@ class Text:
     @property
     def mask(self) -> int:
         """Id of the mask token."""
-        return self.tokenizer.token_to_id("[MASK]")
+        return self._id("[MASK]")
 
     @property
     def special(self) -> tuple[int, ...]:
         """Ids that stand for no word."""
-        return tuple(self.tokenizer.token_to_id(token) for token in _SPECIAL)
+        return tuple(self._id(token) for token in _SPECIAL)
+
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        assert found is not None  # `from_text` refuses a tokenizer without it
+        return found
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Returns (ids (B, L) int64, real (B, L) bool); longer texts are cut."""

@@ -31,7 +31,7 @@ def draw(
     columns = max(1, len(curves))
     rows = -(-batch.rows // (2 * columns))
     figure = plt.figure(figsize=(6 * columns, 4 + 2.6 * rows), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[4, 2.6 * rows])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, 2.6 * rows]).flat
     for axis, (name, points) in zip(_axes(above, 1, columns), curves.items(), strict=False):
         _curve(axis, name, points)
     cells = _axes(below, rows, 2 * columns)

@@ -17,6 +17,7 @@ from ..pretrain.evaluate import evaluate, shuffled
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
+from .heads import VisualQuestion
 from .parts import KINDS
 from .start import trained_task
 
@@ -88,10 +89,9 @@ def predictions(found: Finished, batch: Batch) -> list[str]:
     Raises:
         RunError: the run has no VQA head.
     """
-    heads = [o for o in found.run.objectives if o.kind == "vqa"]
+    heads = [o for o in found.run.objectives if isinstance(o, VisualQuestion)]
     if not heads:
         raise RunError(f"{found.place.url} has no vqa head; it answers nothing.")
     seen, _ = found.task.scores(batch)
-    logits_BA = heads[0].logits(found.task.heads["vqa"], seen)
-    assert logits_BA is not None  # the vqa head always has logits
+    logits_BA = heads[0].logits(found.task.heads[heads[0].kind], seen)
     return [heads[0].answers[index] for index in logits_BA.argmax(1).tolist()]

@@ -1,4 +1,4 @@
-"""`export`: a finished run into a folder of some target, and the proof that it is the same model."""
+"""`export`: a finished run into a folder of some target, and the proof that it is the same."""
 
 from pathlib import Path
 from typing import Any

@@ -11,9 +11,9 @@ from .objective import Sizes, Words
 class Model(Part):
     """A record of a model's sizes. `build` makes the module: `module(view) -> Seen`."""
 
-    image_size: int = Field(64, ge=8)
+    image_size: int = Field(default=64, ge=8)
     """Height and width of the images, in pixels."""
-    tokens: int = Field(16, ge=4)
+    tokens: int = Field(default=16, ge=4)
     """Text length, special tokens included; longer texts are cut."""
 
     def build(self, words: Words) -> Any:

@@ -28,13 +28,13 @@ class Data(Record):
 class Optim(Record):
     """AdamW (Loshchilov and Hutter 2019) with a schedule that is a pure function of the step."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Not applied to biases, norms and other vectors."""
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     decay: Literal["linear", "cosine", "none"] = "linear"
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradient."""
 
 
@@ -46,14 +46,14 @@ class Run(Record):
     objectives: tuple[Objective, ...] = Field(min_length=1)
     data: Data
     optim: Optim = Optim()
-    batch: int = Field(128, ge=1)
+    batch: int = Field(default=128, ge=1)
     """Rows of a global batch, over all workers."""
-    steps: int = Field(1000, ge=1)
-    seed: int = Field(0, ge=0)
+    steps: int = Field(default=1000, ge=1)
+    seed: int = Field(default=0, ge=0)
     start_from: str | None = None
     """A finished run whose weights this one starts from; heads of other objectives are left out."""
-    log_steps: int = Field(10, ge=1)
-    checkpoint_steps: int = Field(200, ge=1)
+    log_steps: int = Field(default=10, ge=1)
+    checkpoint_steps: int = Field(default=200, ge=1)
     """A multiple of log_steps."""
 
     @field_validator("model", mode="before")

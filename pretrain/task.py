@@ -24,6 +24,18 @@ class Losses:
     """`mlm.loss` -> (sum, count), `mlm.accuracy` -> (hits, tries); detached."""
 
 
+def merge(parts: Sequence[Losses]) -> Losses:
+    """The losses of micro-batches of equal rows as those of one batch."""
+    return Losses(
+        total=torch.stack([part.total.detach() for part in parts]).mean(),
+        sums={name: _total([part.sums[name] for part in parts]) for name in parts[0].sums},
+    )
+
+
+def _total(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([a for a, _ in pairs]).sum(), torch.stack([b for _, b in pairs]).sum()
+
+
 class Task(nn.Module):
     """Model and heads, joined. B rows, N regions."""
 

@@ -26,6 +26,7 @@ from ...data.transforms import square
 from ...errors import ExportError
 from ...pretrain.run import Run, parse_run
 from ...pretrain.task import Task
+from ..heads import VisualQuestion
 from ..parts import KINDS
 
 FORMAT = 1
@@ -69,12 +70,11 @@ class Loaded:
         Raises:
             ExportError: the model has no VQA head.
         """
-        heads = [o for o in self.run.objectives if o.kind == "vqa"]
+        heads = [o for o in self.run.objectives if isinstance(o, VisualQuestion)]
         if not heads:
             raise ExportError(f"{self.run.name} was not fine-tuned for questions (no vqa head).")
         best_B = self.outputs(self.batch(images, questions))["vqa.logits"].argmax(1)
-        vocabulary: tuple[str, ...] = plain(heads[0])["answers"]
-        return [vocabulary[index] for index in best_B.tolist()]
+        return [heads[0].answers[index] for index in best_B.tolist()]
 
 
 def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) -> None:

@@ -21,14 +21,14 @@ class Vlp(Model):
     """Words and regions in one sequence; the first token's state stands for the pair."""
 
     kind: ClassVar[str] = "vlp"
-    width: int = Field(128, ge=8)
-    depth: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    grid: int = Field(4, ge=1)
+    width: int = Field(default=128, ge=8)
+    depth: int = Field(default=3, ge=1)
+    heads: int = Field(default=4, ge=1)
+    grid: int = Field(default=4, ge=1)
     """Regions a side: the image becomes grid x grid regions."""
-    stem: int = Field(32, ge=4)
+    stem: int = Field(default=32, ge=4)
     """Channels after the first convolution, doubled by each next one up to `width`."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     streams: Streams = "both"
     """`text` and `image` are the blind controls: one of the two panels is covered."""
 
@@ -69,7 +69,7 @@ class VisionLanguage(nn.Module):
             Block(spec.width, spec.heads, spec.dropout) for _ in range(spec.depth)
         )
         self.norm_text, self.norm = nn.LayerNorm(spec.width), nn.LayerNorm(spec.width)
-        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.words.weight, std=0.2)  # also the output layer of `mlm`: 0.02 is flat
         nn.init.normal_(self.places, std=0.02)
 
     def forward(self, view: View) -> Seen:
@@ -108,7 +108,7 @@ class GridFeatures(nn.Module):
             layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False)]
             layers += [nn.GroupNorm(4, out), nn.ReLU()]
             channels, side, out = out, side // 2, min(2 * out, spec.width)
-        self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.convolve = nn.Sequential(*layers)
         self.project = nn.Sequential(nn.Linear(channels, spec.width), nn.LayerNorm(spec.width))
         self.places = nn.Parameter(torch.zeros(spec.grid**2, spec.width))
         self.whole = nn.Sequential(nn.Linear(2 * channels, spec.width), nn.LayerNorm(spec.width))

@@ -24,9 +24,9 @@ class ImageTextMatching(Objective):
     """
 
     kind: ClassVar[str] = "itm"
-    negatives: float = Field(0.5, gt=0, lt=1)
+    negatives: float = Field(default=0.5, gt=0, lt=1)
     """Share of the rows that get a foreign text."""
-    group: int = Field(4, ge=2)
+    group: int = Field(default=4, ge=2)
     """Rows that exchange texts; must divide the rows of a micro-batch."""
 
     @property

@@ -24,7 +24,7 @@ class MaskedLanguage(Objective):
     """
 
     kind: ClassVar[str] = "mlm"
-    rate: float = Field(0.15, gt=0, lt=1)
+    rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of the words of a row that are hidden."""
 
     def head(self, sizes: Sizes) -> nn.Module:

@@ -26,9 +26,9 @@ class MaskedRegion(Objective):
     """
 
     kind: ClassVar[str] = "mrm"
-    share: float = Field(0.5, ge=0, le=1)
+    share: float = Field(default=0.5, ge=0, le=1)
     """Share of the rows that lose regions."""
-    rate: float = Field(0.15, gt=0, lt=1)
+    rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of such a row's regions that are hidden, at least one."""
 
     def head(self, sizes: Sizes) -> nn.Module:
