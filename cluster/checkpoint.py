@@ -121,10 +121,9 @@ def restore(engine: Any, checkpoint: Checkpoint | None) -> None:
                 raise CheckpointError(
                     f"{checkpoint.url}: {name} is {tuple(param.shape)} here and {there} there."
                 )
-            with torch.no_grad():
-                param.copy_(checkpoint.read(name, WEIGHT).view(param.shape))
+            param.data.copy_(checkpoint.read(name, WEIGHT).view(param.shape))
         for name, kind, offset, data in _pieces(engine, 0, 1):
-            data.copy_(checkpoint.read(name, kind, offset, data.numel()))
+            data.data.copy_(checkpoint.read(name, kind, offset, data.numel()))
     step = float(checkpoint.extra["optimiser_step"]) if checkpoint else 0.0
     for state in _base(engine).state.values():
         if "step" in state:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..config import override, plain
 from ..data import easyvqa, index, storage, tokens
+from ..data.make import words
 from ..data.pack import pack, scattered
 from ..errors import RunError
 from ..finetune.parts import KINDS
@@ -129,8 +130,8 @@ def fill(console: Console) -> None:
             highlight=False,
         )
         if split == "train":
-            words = [blob.decode() for _, s in samples for blob in (s["txt"], s["json"])]
-            storage.write(f"{EASY}/tokenizer.json", tokens.learn(words, 500).encode())
+            texts = [text for _, members in samples for text in words(members)]
+            storage.write(f"{EASY}/tokenizer.json", tokens.learn(texts, 500).encode())
 
 
 def recipes(*, quick: bool, seed: int) -> dict[str, Run]:

@@ -8,7 +8,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore
 
 from ..data.batch import Batch
 from ..pretrain.checkpoint import Checkpoint
@@ -78,8 +77,12 @@ def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool) -> 
         # DeepSpeed would compile a shared-memory all-reduce with the user's compiler, for a
         # minute, on every new machine. gloo is good enough where there is no GPU.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    store = TCPStore(address, port, world, is_master=rank == 0)
-    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=world,
+    )
     if gpu:
         torch.cuda.set_device(0)  # Ray shows a worker only its own GPU
     deepspeed.init_distributed(

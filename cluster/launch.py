@@ -125,15 +125,15 @@ def _attempt(
 ) -> int:
     group = Group(job.shape)
     try:
-        places, running = group.start(job)
+        places, results = group.start(job)
         begin(job.attempt, job.start, places)
-        asked, steps = False, job.start
+        asked, steps, running = False, job.start, results
         while running:
             done, running = ray.wait(running, num_returns=len(running), timeout=0.5)
             for event in group.drain():
                 hear(event)
             for result in done:
-                steps = _result(result, running)
+                steps = _result(result, results)
             if stopping() and not asked:
                 asked = True
                 group.stop()
@@ -146,7 +146,7 @@ def _attempt(
         group.kill()
 
 
-def _result(result: Any, others: list[Any]) -> int:
+def _result(result: Any, everyone: list[Any]) -> int:
     """What a rank returned; if it failed because another died, the death is raised."""
     try:
         return ray.get(result)
@@ -154,16 +154,10 @@ def _result(result: Any, others: list[Any]) -> int:
         cause = err.cause
         if isinstance(cause, DiptychError):
             raise cause from None
-        deadline = time.monotonic() + _BLAME_S
-        while others and time.monotonic() < deadline:
-            done, others = ray.wait(others, timeout=0.5)
-            for other in done:
-                try:
-                    ray.get(other)
-                except _DEAD:
-                    raise
-                except RayTaskError:
-                    continue  # it broke like this one; a third may be the dead one
+        done, _ = ray.wait(everyone, num_returns=len(everyone), timeout=_BLAME_S)
+        for other in done:
+            with contextlib.suppress(RayTaskError):  # it broke like this one; is a third one dead?
+                ray.get(other)
         raise ClusterError(f"a worker failed: {type(cause).__name__}: {cause}") from err
 
 

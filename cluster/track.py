@@ -35,7 +35,7 @@ class Tracker:
         self.logs: dict[int, deque[str]] = {}
         self.stop_asked = False
         self._beat = 0.0
-        self._places: list[Place] = []
+        self.places: list[Place] = []
         self._began = time.time()
         self._events = Path(tempfile.mkdtemp(prefix="diptych-events-"))
         self._board: SummaryWriter | None = None
@@ -53,7 +53,7 @@ class Tracker:
     def begin(self, attempt: int, start: int, places: list[Place]) -> None:
         """A group of workers begins at step `start`; later rows of an earlier one are void."""
         self.rows = [row for row in self.rows if row["step"] <= start]
-        self._places = places
+        self.places = places
         self.book.begin(Attempt(attempt, start, self.world))
         if self._board:
             self._board.close()
@@ -109,7 +109,7 @@ class Tracker:
                 "steps": self.run.steps,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "workers": [place.pid for place in self._places],
+                "workers": [place.pid for place in self.places],
                 "began": self._began,
                 "beat": self._beat,
             },

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..config import digest
 from ..data import index, tokens
@@ -133,7 +134,6 @@ def spawn(rank: int, shape: Shape, slots: Any) -> Any:
         num_gpus=shape.gpus_per_worker,
         max_concurrency=4,
         max_restarts=0,
-        placement_group=slots,
-        placement_group_bundle_index=rank,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(slots, rank),
     )
     return kind.remote(rank)

@@ -15,10 +15,6 @@ from typing import NamedTuple
 from ..errors import DataError
 from .pack import Sample
 
-_ONE, _NO = "there is a {} in the image", "there is no {} in the image"
-_YES = (_ONE, "the image contains a {}", "a {} is present")
-_NOT = (_NO, "the image does not contain a {}", "no {} is present")
-
 
 class Question(NamedTuple):
     """One row of the package's questions.json."""
@@ -72,26 +68,23 @@ def caption(rows: list[Question], number: int, siblings: list[int]) -> str:
 
 
 def statement(question: Question, *, style: int = 0) -> str:
-    """The question and its answer as a sentence; `style` picks one of three wordings.
+    """The question and its answer as a short statement; `style` picks one of two wordings.
 
     Raises:
         DataError: a question of no known form.
     """
-    text, answer, style = question.text.rstrip("?"), question.answer, style % 3
+    text, answer, style = question.text.rstrip("?"), question.answer, style % 2
     if found := re.fullmatch(r"what (?:color is|is the color of) the (\w+)", text):
-        forms = ("the {0} is {1}", "the color of the {0} is {1}", "there is a {1} {0}")
-        return forms[style].format(found[1], answer)
+        return ("the {0} is {1}", "a {1} {0}")[style].format(found[1], answer)
     if found := re.fullmatch(r"what is the (\w+) shape", text):
-        forms = ("the {0} shape is a {1}", "there is a {0} {1}", "the image contains a {0} {1}")
-        return forms[style].format(found[1], answer)
+        return ("the {0} shape is a {1}", "a {0} {1}")[style].format(found[1], answer)
     if text.startswith("what shape"):
-        forms = ("the shape in the image is a {}", "a {} is present", "the image contains a {}")
-        return forms[style].format(answer)
+        return ("the shape is a {}", "a {}")[style].format(answer)
     found = re.search(r"\b(?:a|no) ((?:\w+ )?shape|\w+)", text)
     if not found or answer not in ("yes", "no"):
         raise DataError(f"easy-vqa: no statement can be made of {question.text!r}, {answer!r}.")
     denied = " not " in f" {text} " or " no " in f" {text} "
-    return ((_YES if (answer == "yes") != denied else _NOT)[style]).format(found[1])
+    return f"a {found[1]}" if (answer == "yes") != denied else f"no {found[1]}"
 
 
 def _home() -> Path:

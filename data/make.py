@@ -1,5 +1,6 @@
 """A dataset from a folder of pictures: packed, indexed, and with a tokenizer of its own texts."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def make(
 ) -> Manifest:
     """Packs `source` (a folder, or `easy-vqa`) into tars at `out` and indexes them.
 
-    `out/tokenizer.json` is learned from the samples' .txt and .json members.
+    `out/tokenizer.json` is learned from the samples' texts.
 
     Raises:
         DataError: nothing to pack, or tars are there already.
@@ -29,7 +30,7 @@ def make(
 
     def listen() -> Iterator[Sample]:
         for key, members in samples:
-            texts.extend(members[e].decode() for e in ("txt", "json") if e in members)
+            texts.extend(words(members))
             told(1)
             yield key, members
 
@@ -38,3 +39,10 @@ def make(
         place = storage.join(storage.absolute(out), "tokenizer.json")
         storage.write(place, tokens.learn(texts, size).encode())
     return index.build(urls)
+
+
+def words(members: dict[str, bytes]) -> list[str]:
+    """The texts of a sample: its caption, and every string of its JSON record."""
+    found = [members["txt"].decode()] if "txt" in members else []
+    record = json.loads(members.get("json", b"{}"))
+    return [*found, *(value for value in record.values() if isinstance(value, str))]

@@ -2,17 +2,25 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 from PIL import Image
 
-from diptych.data import index, storage, tokens
+from diptych.cluster.bucket import serve
+from diptych.cluster.launch import cluster
+from diptych.cluster.shapes import Shape
+from diptych.config import plain
+from diptych.data import easyvqa, index, storage, tokens
 from diptych.data.index import Manifest
-from diptych.data.pack import Sample, tar
+from diptych.data.make import words
+from diptych.data.pack import Sample, pack, scattered, tar
 from diptych.data.tokens import Text
+from diptych.finetune.parts import KINDS
+from diptych.pretrain.recipes import vlp_easy
+from diptych.pretrain.run import Run, revise
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
@@ -58,3 +66,43 @@ def text() -> Text:
     """A tokenizer of 12 ids a text that knows the words of `samples`."""
     words = [f"a picture with number {number} is it yes?" for number in range(40)]
     return tokens.from_text(tokens.learn(words, 200), 12)
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server on loopback; the URL of its one bucket."""
+    with serve(tmp_path_factory.mktemp("weed"), "tests"):
+        yield "s3://tests"
+
+
+@pytest.fixture(scope="session")
+def easy(bucket: str) -> str:
+    """600 samples of easy-VQA in six shards of the bucket, indexed, with their tokenizer."""
+    url = f"{bucket}/easy"
+    samples = scattered(easyvqa.samples("test"))[:600]
+    index.build(pack(samples, url, per_shard=100))
+    texts = [text for _, members in samples for text in words(members)]
+    storage.write(f"{url}/tokenizer.json", tokens.learn(texts, 300).encode())
+    return url
+
+
+@pytest.fixture(scope="session")
+def ray_here(bucket: str) -> Iterator[None]:
+    """A real Ray cluster of this machine alone, whose workers know the bucket."""
+    with cluster(None, Shape(workers=2)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(easy: str) -> Callable[..., Run]:
+    """`tiny("name", "steps=20", ...)`: a small MLM + MRM + ITM run on the bucket's samples."""
+
+    def make(name: str, *settings: str) -> Run:
+        values = plain(vlp_easy()) | {"name": name, "batch": 16, "steps": 30, "log_steps": 1}
+        values |= {"checkpoint_steps": 5}
+        values["data"] = {"train": easy, "test": easy, "tokenizer": f"{easy}/tokenizer.json"}
+        values["optim"] |= {"warmup_steps": 5, "lr": 3e-3, "decay": "none"}
+        values["model"] |= {"width": 32, "depth": 1, "heads": 2, "stem": 8}
+        return revise(values, list(settings), KINDS, source=name)
+
+    return make

@@ -69,7 +69,8 @@ class VisionLanguage(nn.Module):
             Block(spec.width, spec.heads, spec.dropout) for _ in range(spec.depth)
         )
         self.norm_text, self.norm = nn.LayerNorm(spec.width), nn.LayerNorm(spec.width)
-        nn.init.normal_(self.words.weight, std=0.2)  # also the output layer of `mlm`: 0.02 is flat
+        # Also the output layer of `mlm`: BERT's 0.02 would start it flat in so narrow a model.
+        nn.init.normal_(self.words.weight, std=spec.width**-0.5)
         nn.init.normal_(self.places, std=0.02)
 
     def forward(self, view: View) -> Seen:

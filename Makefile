@@ -1,0 +1,33 @@
+# Two commands do everything on a machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install format clean
+
+demo: install
+	$(BIN)/diptych demo
+
+test: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+install: $(VENV)/installed
+
+# torch first, and pinned: the golden losses in tests/golden were made with it.
+# The link lets pyright, which does not follow editable installs, find `diptych` from the tests.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	mkdir -p $(VENV)/checkout && ln -sfn ../.. $(VENV)/checkout/diptych
+	touch $@
+
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .diptych runs build dist *.egg-info
