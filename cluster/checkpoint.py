@@ -18,6 +18,8 @@ from ..data import storage
 from ..errors import CheckpointError, ClusterError, DiptychError
 from ..pretrain import checkpoint as form
 from ..pretrain.checkpoint import WEIGHT, Checkpoint, Slice
+from . import journal
+from .journal import Journal, Page
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Piece = tuple[str, str, int, Tensor]
@@ -32,6 +34,7 @@ class Snapshot:
     pieces: list[Piece]
     shapes: dict[str, tuple[int, ...]]
     optimiser_step: float
+    page: Page
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Writer:
     attempt: int
     keep: int
     """Complete checkpoints to keep."""
+    journal: Journal
     timeout_s: float = 600.0
     fault: DiptychError | OSError | None = None
 
@@ -55,7 +59,7 @@ class Writer:
             for name, kind, offset, data in _pieces(engine, self.rank, self.world)
         ]
         shapes = {name: tuple(p.shape) for name, p in engine.module.named_parameters()}
-        return Snapshot(step, pieces, shapes, _optimiser_step(engine))
+        return Snapshot(step, pieces, shapes, _optimiser_step(engine), self.journal.turn())
 
     def write(self, snapshot: Snapshot) -> None:
         """Writes the share; rank 0 commits. Errors are kept for `raise_fault`."""
@@ -72,6 +76,7 @@ class Writer:
 
     def _write(self, snapshot: Snapshot) -> None:
         place = form.folder(self.run, snapshot.step)
+        journal.put(self.run, snapshot.step, self.attempt, self.rank, snapshot.page)
         mine = f"attempt-{self.attempt}/rank-{self.rank}"
         slices = form.put_slices(place, f"{mine}.safetensors", snapshot.pieces)
         storage.write(

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something a worker tells the driver: `metrics`, `ledger` or `log`."""
+    """Something a worker tells the driver: `metrics` or `log`."""
 
     kind: str
     rank: int

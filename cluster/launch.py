@@ -6,8 +6,8 @@ Ray Train takes 21 s cold to the first all-reduce, actors 2-5 s (docs/LOG.md).
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -47,10 +47,13 @@ class Group:
             )
         self.workers: list[Any] = [spawn(rank, shape, self.slots) for rank in range(shape.workers)]
 
-    def start(self, job: Job) -> tuple[list[Place], list[Any]]:
-        """(where each rank is, what each rank's `run` will return)."""
-        places: list[Place] = ray.get([worker.where.remote() for worker in self.workers])
-        return places, [worker.run.remote(job, places[0]) for worker in self.workers]
+    def places(self) -> list[Place]:
+        """Where each rank is."""
+        return ray.get([worker.where.remote() for worker in self.workers])
+
+    def run(self, job: Job, meet: Place) -> list[Any]:
+        """What each rank's `run` will return."""
+        return [worker.run.remote(job, meet) for worker in self.workers]
 
     def drain(self) -> Iterator[Event]:
         """What the living workers have to tell."""
@@ -77,7 +80,7 @@ def drive(
     data: str,
     *,
     hear: Callable[[Event], None],
-    begin: Callable[[int, int, list[Place]], None],
+    begin: Callable[[int, list[Place]], int],
     stopping: Callable[[], bool],
 ) -> int:
     """Runs to the end, through the deaths of workers, and returns the steps done.
@@ -88,7 +91,7 @@ def drive(
         url: the run's folder.
         data: digest of the training data.
         hear: told of every event of every worker.
-        begin: told of each attempt: its number, its first step, where its ranks are.
+        begin: told of each attempt, its first step and where its ranks are; gives it a number.
         stopping: asked twice a second; once true, the run keeps a checkpoint and ends.
 
     Raises:
@@ -96,14 +99,14 @@ def drive(
         DiptychError: a worker met an error that no restart mends.
         Stopped: `stopping` said so.
     """
-    failures, attempt, reached = 0, 0, -1
+    failures, reached = 0, -1
     while True:
         start = max(checkpoint.steps(url), default=0)
         if start == run.steps:
             return start
         failures = 0 if start > reached else failures
-        reached, attempt = max(start, reached), attempt + 1
-        job = Job(plain(run), url, data, shape, attempt, start)
+        reached = max(start, reached)
+        job = Job(plain(run), url, data, shape, attempt=0, start=start)
         try:
             return _attempt(job, hear, begin, stopping)
         except _DEAD as err:
@@ -120,13 +123,14 @@ def drive(
 def _attempt(
     job: Job,
     hear: Callable[[Event], None],
-    begin: Callable[[int, int, list[Place]], None],
+    begin: Callable[[int, list[Place]], int],
     stopping: Callable[[], bool],
 ) -> int:
     group = Group(job.shape)
     try:
-        places, results = group.start(job)
-        begin(job.attempt, job.start, places)
+        places = group.places()
+        job = replace(job, attempt=begin(job.start, places))
+        results = group.run(job, places[0])
         asked, steps, running = False, job.start, results
         while running:
             done, running = ray.wait(running, num_returns=len(running), timeout=0.5)

@@ -16,8 +16,8 @@ from tensorboardX import SummaryWriter
 from ..data import storage
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
+from . import journal, ledger
 from .job import Event, Place
-from .ledger import Attempt, Book
 
 _KEEP_LINES = 1000
 _BEAT_S = 10.0
@@ -31,7 +31,6 @@ class Tracker:
     def __init__(self, run: Run, place: RunDir, console: Console, world: int) -> None:
         self.run, self.place, self.console, self.world = run, place, console, world
         self.rows = place.rows("metrics.jsonl")
-        self.book = Book(place)
         self.logs: dict[int, deque[str]] = {}
         self.stop_asked = False
         self._beat = 0.0
@@ -50,22 +49,23 @@ class Tracker:
         if self._board:
             self._board.close()
 
-    def begin(self, attempt: int, start: int, places: list[Place]) -> None:
-        """A group of workers begins at step `start`; later rows of an earlier one are void."""
-        self.rows = [row for row in self.rows if row["step"] <= start]
+    def begin(self, start: int, places: list[Place]) -> int:
+        """A group of workers begins at step `start`; returns the attempt's number.
+
+        Rows of later steps, which an earlier attempt may have reported, are void.
+        """
+        self.rows = journal.metrics(self.place, start)
         self.places = places
-        self.book.begin(Attempt(attempt, start, self.world))
         if self._board:
             self._board.close()
         self._board = SummaryWriter(str(self._events), purge_step=start + 1 if start else None)
         self._line.at(start)
         self.status("running")
+        return ledger.begin(self.place, start, self.world)
 
     def hear(self, event: Event) -> None:
         """Takes one event of a worker."""
-        if event.kind == "ledger":
-            self.book.note(event.rank, event.body)
-        elif event.kind == "log":
+        if event.kind == "log":
             self.log(event.body["text"], event.rank)
         elif event.kind == "metrics":
             self._metrics(event.body)
@@ -89,7 +89,6 @@ class Tracker:
         """Puts everything into the run's folder."""
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         storage.write(self.place.at("metrics.jsonl"), text.encode())
-        self.book.flush()
         for rank, lines in self.logs.items():
             storage.write(self.place.at("logs", _log_name(rank)), "\n".join([*lines, ""]).encode())
         if self._board:

@@ -6,7 +6,6 @@ import queue
 import socket
 import threading
 import traceback
-import zlib
 from typing import Any
 
 import ray
@@ -15,7 +14,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..config import digest
 from ..data import index, tokens
-from ..data.batch import Batch
 from ..data.loader import Loader
 from ..data.loader import Recipe as Rows
 from ..data.plan import Plan
@@ -28,6 +26,7 @@ from ..pretrain.run import Run, parse_run
 from ..pretrain.rundir import RunDir
 from .checkpoint import Writer
 from .job import Event, Job, Place
+from .journal import Journal
 from .shapes import Shape
 
 log = logging.getLogger("diptych")
@@ -40,6 +39,7 @@ class Worker:
         self.rank = rank
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._journal = Journal(rank)
 
     def where(self) -> Place:
         """This process, and a free port on its node for the group to meet at."""
@@ -80,7 +80,13 @@ class Worker:
         plan = open_plan(run, job.data)
         checkpoint = open_checkpoint(job.url, job.start) if job.start else None
         writer = Writer(
-            job.url, digest(run), self.rank, world, job.attempt, keep=shape.keep_checkpoints
+            run=job.url,
+            recipe=digest(run),
+            rank=self.rank,
+            world=world,
+            attempt=job.attempt,
+            keep=shape.keep_checkpoints,
+            journal=self._journal,
         )
         engine = DeepSpeedEngine(fresh_task(run, text), run, shape, writer)
         if checkpoint:
@@ -97,16 +103,18 @@ class Worker:
             pin=shape.gpus_per_worker > 0,
         )
         return train(
-            engine, loader, run, report=self._report, told=self._told, stopping=self._stop.is_set
+            engine,
+            loader,
+            run,
+            report=self._report,
+            told=self._journal.note,
+            stopping=self._stop.is_set,
         )
 
     def _report(self, row: dict[str, float]) -> None:
+        self._journal.row(row)
         if self.rank == 0:
             self._events.put(Event("metrics", self.rank, row))
-
-    def _told(self, step: int, batch: Batch) -> None:
-        crc = zlib.crc32("\n".join(batch.keys).encode())
-        self._events.put(Event("ledger", self.rank, {"step": step, "crc32": crc}))
 
     def _say(self, text: str) -> None:
         self._events.put(Event("log", self.rank, {"text": text}))

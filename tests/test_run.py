@@ -123,7 +123,11 @@ def test_a_worker_that_always_dies_ends_the_run(
 
     monkeypatch.setattr(Tracker, "hear", kill_always)
     with pytest.raises(ClusterError, match="died 2 times"):
-        go(tiny("dying", "steps=500", "checkpoint_steps=500"), Shape(workers=2, max_failures=1), f"{runs}/dying")
+        go(
+            tiny("dying", "steps=500", "checkpoint_steps=500"),
+            Shape(workers=2, max_failures=1),
+            f"{runs}/dying",
+        )
 
 
 @pytest.mark.parametrize(
