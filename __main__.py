@@ -17,7 +17,7 @@ from rich.table import Table
 from . import __version__
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
-from .errors import DiptychError
+from .errors import DiptychError, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -136,18 +136,14 @@ def train(
         diptych train my.yaml --shape one --run trial-2
     """
     from .cluster import train as training
-    from .cluster.launch import Stopped
     from .cluster.shapes import find_shape
     from .finetune.recipes import find
 
     chosen = find(recipe, settings or [])
     url = run if run and "/" in run else f"{runs.rstrip('/')}/{run or chosen.name}"
-    try:
-        place = training.train(
-            chosen, find_shape(shape, shape_settings or []), url, console=console, address=ray
-        )
-    except Stopped:
-        raise typer.Exit(130) from None
+    place = training.train(
+        chosen, find_shape(shape, shape_settings or []), url, console=console, address=ray
+    )
     console.print(f"finished: {place.url}", highlight=False, soft_wrap=True)
 
 
@@ -332,6 +328,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], prog_name="diptych")
+    except Stopped:
+        sys.exit(130)
     except DiptychError as err:
         if debug:
             raise

@@ -17,6 +17,10 @@ class DiptychError(Exception):
     """Base of all errors that a user can do something about; the command line exits with 2."""
 
 
+class Stopped(Exception):
+    """The user asked a run to end. No error: a checkpoint of all that was done is kept."""
+
+
 class RecipeError(DiptychError):
     """A recipe, an override or a shape that cannot be meant."""
 

@@ -1,9 +1,9 @@
 """The demo: the whole of Diptych on real data, a real bucket and a real cluster, on one machine."""
 
-import resource
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from ..pretrain.rundir import RunDir
 from . import ledger
 from .bucket import serve
 from .launch import cluster
+from .meter import Meter
 from .shapes import SHAPES
 from .train import prepare, run_on
 from .worker import open_plan
@@ -44,8 +45,9 @@ class Row(NamedTuple):
     evaluate_s: float
 
 
-BLIND_STEPS = 300
-"""Steps of the blind controls; their accuracy no longer moves after half of that."""
+PRETRAINING, OURS = "pretraining", "this model"
+BLIND = "steps=300"
+"""The blind controls' accuracy no longer moves after half of these steps (docs/LOG.md)."""
 
 
 def tell(home: Path, console: Console, *, quick: bool = False, seed: int = 0) -> None:
@@ -59,34 +61,29 @@ def tell(home: Path, console: Console, *, quick: bool = False, seed: int = 0) ->
         seed: of every run.
     """
     began = time.monotonic()
-    with serve(home / "bucket", BUCKET):
+    with serve(home / "bucket", BUCKET), Meter() as meter:
         _say(console, "1/6", f"a real S3 server holds s3://{BUCKET}; packing easy-VQA into it")
         fill(console)
-        runs = recipes(quick=quick, seed=seed)
+        story = Story(f"{RUNS}-quick" if quick else RUNS, quick=quick, seed=seed)
         with cluster(None, SHAPES["pair"]):
-            for number, (name, run) in enumerate(runs.items()):
-                _say(console, "2/6", f"run {number + 1} of {len(runs)}: {name}")
-                _train(run, console)
+            for number, (name, run) in enumerate(story.runs.items()):
+                _say(console, "2/6", f"run {number + 1} of {len(story.runs)}: {name}")
+                place, data = prepare(run, SHAPES["pair"], story.place(name).url)
+                run_on(run, SHAPES["pair"], place, data, console=console)
         _say(console, "3/6", "evaluating on the official test questions")
-        rows = _evaluate(runs, console)
+        rows = _evaluate(story, console)
         _say(console, "4/6", "checking the ledger of the first run")
-        console.print(_ledger(runs["pretraining"]), highlight=False)
+        console.print(_ledger(story), highlight=False)
         _say(console, "5/6", "exporting, and proving the export in a clean process")
-        proof = _export(runs["this model"], home / "export")
+        proof = _export(story, home / "export")
         worst = max(proof["max_difference"].values())
         console.print(f"proven: largest difference {worst:g} in process {proof['process']}")
         _say(console, "6/6", "drawing")
-        picture = _draw(runs, home / "demo.png")
+        picture = _draw(story, home / "demo.png")
     _table(console, rows, seed)
     minutes = (time.monotonic() - began) / 60
-    peak = (
-        sum(
-            resource.getrusage(who).ru_maxrss
-            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-        / 2**20
-    )
-    console.print(f"{minutes:.1f} minutes; peak memory of driver and largest child {peak:.1f} GiB")
+    gigabytes = meter.peak_bytes / 2**30
+    console.print(f"{minutes:.1f} minutes; peak memory of all processes {gigabytes:.1f} GiB")
     console.print(f"export: {home / 'export'}   bucket: diptych demo --serve", soft_wrap=True)
     console.print(str(picture.absolute()), soft_wrap=True, highlight=False)
 
@@ -112,7 +109,9 @@ def serve_again(home: Path, console: Console) -> None:
             "  diptych evaluate vqa_easy\n  diptych logs vqa_easy",
             highlight=False,
         )
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        ends = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+        signal.sigwait(ends)
 
 
 def fill(console: Console) -> None:
@@ -134,46 +133,44 @@ def fill(console: Console) -> None:
             storage.write(f"{EASY}/tokenizer.json", tokens.learn(texts, 500).encode())
 
 
-def recipes(*, quick: bool, seed: int) -> dict[str, Run]:
-    """The demo's runs by the name of their row."""
-    slow = 10 if quick else 1
+class Story:
+    """The demo's runs, by the name of their row in the table."""
 
-    def tuned(name: str, **changes: Any) -> Run:
-        settings = [f"{path.replace('__', '.')}={value}" for path, value in changes.items()]
-        values = override(plain(vqa_easy()), [f"name={name}", f"seed={seed}", *settings])
-        values["steps"] = max(20, values["steps"] // slow)
-        return parse_run(values, KINDS, source=name)
+    def __init__(self, root: str, *, quick: bool, seed: int) -> None:
+        self.root = f"{root}-seed{seed}" if seed else root
+        slow = 10 if quick else 1
+        first = plain(vlp_easy()) | {"seed": seed, "steps": vlp_easy().steps // slow}
+        tuned = partial(_tuned, seed=seed, slow=slow)
+        self.runs: dict[str, Run] = {
+            PRETRAINING: parse_run(first, KINDS, source="vlp_easy"),
+            OURS: tuned("vqa_easy", [f"start_from={self.root}/vlp_easy"]),
+            "from scratch": tuned("vqa_scratch", []),
+            "question only": tuned("vqa_question_only", ["model.streams=text", BLIND]),
+            "image only": tuned("vqa_image_only", ["model.streams=image", BLIND]),
+        }
 
-    first = plain(vlp_easy()) | {"seed": seed, "steps": vlp_easy().steps // slow}
-    return {
-        "pretraining": parse_run(first, KINDS, source="vlp_easy"),
-        "this model": tuned("vqa_easy", start_from=f"{RUNS}/vlp_easy"),
-        "from scratch": tuned("vqa_scratch"),
-        "question only": tuned("vqa_question_only", model__streams="text", steps=BLIND_STEPS),
-        "image only": tuned("vqa_image_only", model__streams="image", steps=BLIND_STEPS),
-    }
+    def place(self, name: str) -> RunDir:
+        """The folder of a run."""
+        return RunDir(f"{self.root}/{self.runs[name].name}")
+
+
+def _tuned(name: str, settings: list[str], *, seed: int, slow: int) -> Run:
+    values = override(plain(vqa_easy()), [f"name={name}", f"seed={seed}", *settings])
+    values["steps"] = max(20, values["steps"] // slow)
+    return parse_run(values, KINDS, source=name)
 
 
 def _say(console: Console, number: str, text: str) -> None:
     console.rule(f"[bold]{number}[/] {text}", align="left")
 
 
-def _train(run: Run, console: Console) -> None:
-    place, data = prepare(run, SHAPES["pair"], f"{RUNS}/{run.name}")
-    began = time.monotonic()
-    run_on(run, SHAPES["pair"], place, data, console=console)
-    if not place.json("time.json"):
-        place.put("time.json", {"seconds": time.monotonic() - began})
-
-
-def _evaluate(runs: dict[str, Run], console: Console) -> list[Row]:
+def _evaluate(story: Story, console: Console) -> list[Row]:
     rows: list[Row] = []
-    for name, run in runs.items():
-        place, began = RunDir(f"{RUNS}/{run.name}"), time.monotonic()
-        found = finished(place)
+    for name, run in story.runs.items():
+        began, found = time.monotonic(), finished(story.place(name))
         scores = score(found)
-        trained = place.json("time.json")["seconds"]
-        if name == "pretraining":
+        trained = sum(row["seconds"] for row in story.place(name).rows("metrics.jsonl"))
+        if name == PRETRAINING:
             right, wrong = scores["mlm.accuracy"], scores["shuffled.mlm.accuracy"]
             console.print(
                 f"MLM accuracy on test statements: {right:.1%} with the right image, "
@@ -187,9 +184,9 @@ def _evaluate(runs: dict[str, Run], console: Console) -> list[Row]:
     return sorted(rows, key=lambda row: -row.accuracy)
 
 
-def _ledger(run: Run) -> str:
+def _ledger(story: Story) -> str:
     """Reads the first epoch's ledger back, and says what it holds."""
-    place = RunDir(f"{RUNS}/{run.name}")
+    place, run = story.place(PRETRAINING), story.runs[PRETRAINING]
     plan = open_plan(run)
     steps = min(run.steps, int(plan.steps_per_epoch))
     lines = list(ledger.lines(place, plan, 0, steps))
@@ -201,19 +198,17 @@ def _ledger(run: Run) -> str:
     )
 
 
-def _export(run: Run, out: Path) -> dict[str, Any]:
+def _export(story: Story, out: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)  # an earlier demo's
-    return ship(finished(RunDir(f"{RUNS}/{run.name}")), "diptych", out)
+    return ship(finished(story.place(OURS)), "diptych", out)
 
 
-def _draw(runs: dict[str, Run], out: Path) -> Path:
-    found = finished(RunDir(f"{RUNS}/{runs['this model'].name}"))
+def _draw(story: Story, out: Path) -> Path:
+    found = finished(story.place(OURS))
     batch = next(found.batches(limit=24, rows=24))
-    curves = {
-        name: RunDir(f"{RUNS}/{run.name}").rows("metrics.jsonl") for name, run in runs.items()
-    }
-    shown = ("pretraining", "this model", "from scratch")
-    return draw(out, {name: curves[name] for name in shown}, batch, predictions(found, batch))
+    shown = (PRETRAINING, OURS, "from scratch")
+    curves = {name: story.place(name).rows("metrics.jsonl") for name in shown}
+    return draw(out, curves, batch, predictions(found, batch))
 
 
 def _table(console: Console, rows: list[Row], seed: int) -> None:

@@ -11,24 +11,22 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from ..config import plain
-from ..errors import ClusterError, DiptychError
+from ..errors import ClusterError, DiptychError, Stopped
 from ..pretrain import checkpoint
 from ..pretrain.run import Run
 from .job import Event, Job, Place
 from .shapes import Shape
 from .worker import spawn
 
-_DEAD = (ActorDiedError, ActorUnavailableError, RayActorError)
+_DEAD = (RayActorError, GetTimeoutError)
+"""What a worker that died, or has not answered for `_SILENT_S`, makes Ray raise."""
 _PLACE_S = 120.0
+_SILENT_S = 60.0
 _BLAME_S = 10.0
-
-
-class Stopped(Exception):
-    """The user asked the run to end; a checkpoint of all that was done is kept."""
 
 
 class Group:
@@ -58,8 +56,8 @@ class Group:
     def drain(self) -> Iterator[Event]:
         """What the living workers have to tell."""
         for worker in self.workers:
-            with contextlib.suppress(*_DEAD):
-                yield from ray.get(worker.drain.remote(), timeout=30)
+            with contextlib.suppress(RayActorError):
+                yield from ray.get(worker.drain.remote(), timeout=_SILENT_S)
 
     def stop(self) -> None:
         """Asks all workers to end at the next report."""

@@ -36,7 +36,7 @@ class Tracker:
         self._beat = 0.0
         self.places: list[Place] = []
         self._began = time.time()
-        self._events = Path(tempfile.mkdtemp(prefix="diptych-events-"))
+        self._events = tempfile.TemporaryDirectory(prefix="diptych-events-")
         self._board: SummaryWriter | None = None
         self._line = Line(run, console)
 
@@ -48,6 +48,7 @@ class Tracker:
         self._line.stop()
         if self._board:
             self._board.close()
+        self._events.cleanup()
 
     def begin(self, start: int, places: list[Place]) -> int:
         """A group of workers begins at step `start`; returns the attempt's number.
@@ -58,7 +59,7 @@ class Tracker:
         self.places = places
         if self._board:
             self._board.close()
-        self._board = SummaryWriter(str(self._events), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(self._events.name, purge_step=start + 1 if start else None)
         self._line.at(start)
         self.status("running")
         return ledger.begin(self.place, start, self.world)
@@ -93,7 +94,7 @@ class Tracker:
             storage.write(self.place.at("logs", _log_name(rank)), "\n".join([*lines, ""]).encode())
         if self._board:
             self._board.flush()
-        for file in self._events.iterdir():
+        for file in Path(self._events.name).iterdir():
             storage.write(self.place.at("tensorboard", file.name), file.read_bytes())
 
     def status(self, state: str, note: str = "") -> None:

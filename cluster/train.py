@@ -15,11 +15,11 @@ from rich.console import Console
 
 from .. import __version__
 from ..data import storage, tokens
-from ..errors import DiptychError, RunError
+from ..errors import DiptychError, RunError, Stopped
 from ..pretrain.checkpoint import open_checkpoint
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
-from .launch import Stopped, cluster, drive
+from .launch import cluster, drive
 from .shapes import Shape
 from .track import STOP, Tracker
 from .worker import open_plan

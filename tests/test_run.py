@@ -11,13 +11,12 @@ import torch
 from rich.console import Console
 
 from diptych.cluster import ledger
-from diptych.cluster.launch import Stopped
 from diptych.cluster.shapes import Shape
 from diptych.cluster.track import Tracker
 from diptych.cluster.train import prepare, run_on
 from diptych.cluster.worker import open_plan
 from diptych.data import index, storage
-from diptych.errors import ClusterError, DataError, RunError, ShardError
+from diptych.errors import ClusterError, DataError, RunError, ShardError, Stopped
 from diptych.pretrain.checkpoint import open_checkpoint, steps
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
