@@ -168,7 +168,7 @@ def _evaluate(story: Story, console: Console) -> list[Row]:
     rows: list[Row] = []
     for name, run in story.runs.items():
         began, found = time.monotonic(), finished(story.place(name))
-        scores = score(found)
+        scores = score(found, control=name == PRETRAINING)
         trained = sum(row["seconds"] for row in story.place(name).rows("metrics.jsonl"))
         if name == PRETRAINING:
             right, wrong = scores["mlm.accuracy"], scores["shuffled.mlm.accuracy"]

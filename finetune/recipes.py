@@ -32,8 +32,8 @@ def vqa_easy() -> Run:
         ),
         optim=Optim(lr=1e-3, warmup_steps=50),
         batch=64,
-        steps=800,
-        checkpoint_steps=200,
+        steps=700,
+        checkpoint_steps=100,
     )
 
 

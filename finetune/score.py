@@ -65,13 +65,17 @@ def score(
     found: Finished,
     *,
     limit: int | None = None,
+    control: bool = True,
     told: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, float]:
     """Loss and accuracy over the test data, with right and with shuffled images.
 
-    `shuffled.…` rows use another sample's image: what they lose is what the image gave.
+    `shuffled.…` rows use another sample's image: what they lose is what the image gave. Without
+    `control` they are left out.
     """
     right = evaluate(found.task, found.batches(limit), told=told)
+    if not control:
+        return right
     wrong = evaluate(found.task, found.batches(limit), change=shuffled, told=told)
     return {**right, **{f"shuffled.{name}": value for name, value in wrong.items()}}
 

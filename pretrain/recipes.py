@@ -32,6 +32,6 @@ def vlp_easy() -> Run:
         ),
         optim=Optim(lr=1e-3, warmup_steps=50),
         batch=64,
-        steps=1600,
+        steps=1400,
         checkpoint_steps=200,
     )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..config import Kinds, Record, override, parse, pick
+from ..data import storage
 from ..data.tokens import Text
 from .model import Model
 from .objective import Objective, Words
@@ -23,6 +24,12 @@ class Data(Record):
     """A tokenizer.json, or the name of a repository on the hub."""
     text: str = "txt"
     """Where a sample's text stands: `txt`, or a field of its JSON record such as `question`."""
+
+    @field_validator("train", "test", "tokenizer")
+    @classmethod
+    def _place(cls, url: str | None) -> str | None:
+        """Whole URLs, since a worker may run in another folder; a hub's name stays a name."""
+        return _whole(url)
 
 
 class Optim(Record):
@@ -55,6 +62,11 @@ class Run(Record):
     log_steps: int = Field(default=10, ge=1)
     checkpoint_steps: int = Field(default=200, ge=1)
     """A multiple of log_steps."""
+
+    @field_validator("start_from")
+    @classmethod
+    def _start(cls, url: str | None) -> str | None:
+        return _whole(url)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -106,6 +118,12 @@ def parse_run(values: Mapping[str, Any], kinds: Kinds, *, source: str) -> Run:
 def revise(values: Mapping[str, Any], settings: list[str], kinds: Kinds, *, source: str) -> Run:
     """A run from plain values with `path=value` settings put in."""
     return parse_run(override(dict(values), settings), kinds, source=source)
+
+
+def _whole(url: str | None) -> str | None:
+    if url is None or ("/" not in url and not url.endswith(".json")):
+        return url
+    return storage.absolute(url)
 
 
 def _kinds(info: ValidationInfo) -> Kinds:

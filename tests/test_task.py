@@ -1,0 +1,114 @@
+"""What must hold of a task for any slicing over ranks and micro-batches to add up."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diptych.config import plain
+from diptych.data.batch import Batch
+from diptych.data.draws import row_key
+from diptych.data.tokens import Text
+from diptych.errors import RecipeError
+from diptych.finetune.parts import KINDS
+from diptych.pretrain.recipes import vlp_easy
+from diptych.pretrain.run import Run, revise
+from diptych.pretrain.task import Task
+
+Rows = Callable[[int], Batch]
+
+
+@pytest.fixture
+def rows(text: Text) -> Rows:
+    """`rows(16)`: a batch of noise images and sentences."""
+
+    def make(count: int) -> Batch:
+        generator = torch.Generator().manual_seed(7)
+        shape = (count, 3, 16, 16)
+        ids, real = text.encode([f"a picture with number {n}" for n in range(count)])
+        return Batch(
+            keys=tuple(str(n) for n in range(count)),
+            draws_B=torch.tensor([row_key(0, 0, n) for n in range(count)]),
+            image_BCHW=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+            tokens_BL=ids,
+            real_BL=real,
+            fields=tuple({"answer": "yes"} for _ in range(count)),
+        )
+
+    return make
+
+
+def small(*settings: str) -> Run:
+    values = plain(vlp_easy())
+    size = {"image_size": 16, "grid": 4, "width": 16, "depth": 1, "heads": 2, "stem": 4}
+    values["model"] |= size | {"tokens": 12}
+    return revise(values, list(settings), KINDS, source="small")
+
+
+def task(text: Text, *settings: str) -> Task:
+    torch.manual_seed(0)
+    return small(*settings).task(text)
+
+
+def test_slices_of_a_batch_add_up_to_it(text: Text, rows: Rows) -> None:
+    """Losses, hits and gradients of 16 rows, against four slices of 4."""
+    whole, parts, batch = task(text), task(text), rows(16)
+    one = whole(batch)
+    one.total.backward()
+    four = [parts(batch.take(first, first + 4)) for first in range(0, 16, 4)]
+    torch.stack([part.total / 4 for part in four]).sum().backward()
+    assert float(one.total.detach()) == pytest.approx(
+        sum(float(p.total.detach()) / 4 for p in four), 1e-6
+    )
+    for name, (total, count) in one.sums.items():
+        assert float(total) == pytest.approx(sum(float(p.sums[name][0]) for p in four), 1e-5), name
+        assert int(count) == sum(int(p.sums[name][1]) for p in four), name
+    pairs = zip(whole.named_parameters(), parts.parameters(), strict=True)
+    for (name, ours), theirs in pairs:
+        if ours.grad is not None and theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_what_is_hidden(text: Text, rows: Rows) -> None:
+    run, batch = small(), rows(400)
+    found = task(text)
+    view = found.look(batch)
+    for objective in run.objectives:
+        view = objective.hide(view, found.words)
+    masked = view.targets["mlm"] >= 0
+    special = torch.isin(view.targets["mlm"], torch.tensor(found.words.special))
+    assert not special.any()
+    lost = view.hidden_BN.any(1)
+    assert not masked[lost].any()  # a word and the region it names are never hidden together
+    assert masked[~lost].any(1).all()  # at least one word
+    assert lost.float().mean() == pytest.approx(0.2, abs=0.06)
+    assert (~view.targets["itm"]).float().mean() == pytest.approx(0.4, abs=0.08)
+    shown = view.image_BCHW.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3).transpose(1, 2)
+    assert (shown[view.hidden_BN] == 0).all()
+
+
+def test_padding_changes_nothing(text: Text, rows: Rows) -> None:
+    found, batch = task(text).eval(), rows(4)
+    long = int(batch.real_BL.sum(1).max())
+    short = replace(batch, tokens_BL=batch.tokens_BL[:, :long], real_BL=batch.real_BL[:, :long])
+    padded, cut = found(batch).total.detach(), found(short).total.detach()
+    assert float(padded) == pytest.approx(float(cut), 1e-5)
+
+
+@pytest.mark.parametrize("stream", ["text", "image"])
+def test_a_blind_model_is_blind(stream: str, text: Text, rows: Rows) -> None:
+    found, batch = task(text, f"model.streams={stream}").eval(), rows(8)
+    seen = found.model(found.look(batch)).pooled_BD
+    images, words = batch.image_BCHW.flip(0), batch.tokens_BL.flip(0)
+    unseen = {"image_BCHW": images} if stream == "text" else {"tokens_BL": words}
+    again = found.model(found.look(replace(batch, **unseen))).pooled_BD
+    torch.testing.assert_close(seen, again)
+    other = replace(batch, image_BCHW=images, tokens_BL=words)
+    assert not torch.allclose(seen, found.model(found.look(other)).pooled_BD)
+
+
+@pytest.mark.parametrize("setting", ["model.width=18", "model.grid=3", "objectives.itm.group=1"])
+def test_sizes_that_cannot_be_are_refused(setting: str) -> None:
+    with pytest.raises(RecipeError):
+        small("model.heads=4", setting)
