@@ -95,7 +95,12 @@ class Worker:
         loader = Loader(
             plan,
             text,
-            Rows(text=run.data.text, image_size=run.model.image_size, seed=run.seed),
+            Rows(
+                text=run.data.text,
+                image_size=run.model.image_size,
+                seed=run.seed,
+                needs=run.model.needs,
+            ),
             rank=self.rank,
             world=world,
             start=job.start,

@@ -62,10 +62,12 @@ def _opened(blob: bytes) -> Image.Image:
 def sample(record: Record, blobs: dict[str, bytes], *, shard: str) -> dict[str, Any]:
     """The sample's `image`, `text` and `fields`, each checked against the index's crc32.
 
+    `image` and `text` are None where the sample has no such member.
+
     Raises:
         ShardError: a member's bytes are not those that were indexed, or cannot be decoded.
     """
-    found: dict[str, Any] = {"image": None, "text": "", "fields": {}}
+    found: dict[str, Any] = {"image": None, "text": None, "fields": {}}
     for extension, blob in blobs.items():
         if zlib.crc32(blob) != record.members[extension].crc32:
             raise ShardError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..errors import ShardError
 from . import draws, storage
 from .batch import Batch
 from .decode import sample
@@ -30,6 +31,8 @@ class Recipe:
     """`txt`, or the name of a field of the JSON record."""
     image_size: int
     seed: int
+    needs: frozenset[str] = frozenset({"text", "image"})
+    """What a sample must have; the rest, where it is missing, is empty text or white."""
 
 
 class Loader:
@@ -184,10 +187,9 @@ def collate(blocks: Blocks, refs: Sequence[Ref], text: Text, recipe: Recipe) -> 
     """The batch of some visits; blocks must have been fetched."""
     blank = torch.full((3, recipe.image_size, recipe.image_size), 255, dtype=torch.uint8)
     found = [blocks.sample(ref) for ref in refs]
-    texts = [
-        each["text"] if recipe.text == "txt" else str(each["fields"].get(recipe.text, ""))
-        for _, _, each in found
-    ]
+    for ref, (_, key, each) in zip(refs, found, strict=True):
+        _require(each, recipe, f"{blocks.plan.manifest.shards[ref.shard].url}: {key}")
+    texts = [str(_text(each, recipe) or "") for _, _, each in found]
     tokens_BL, real_BL = text.encode(texts)
     draws_B = [
         draws.row_key(recipe.seed, ref.epoch, shard, key)
@@ -205,3 +207,27 @@ def collate(blocks: Blocks, refs: Sequence[Ref], text: Text, recipe: Recipe) -> 
         real_BL=real_BL,
         fields=tuple(each["fields"] for _, _, each in found),
     )
+
+
+def _text(found: dict[str, Any], recipe: Recipe) -> Any:
+    return found["text"] if recipe.text == "txt" else found["fields"].get(recipe.text)
+
+
+def _require(found: dict[str, Any], recipe: Recipe, where: str) -> None:
+    """Refuses a sample without what the recipe needs: it would be trained on as empty or white.
+
+    Raises:
+        ShardError: no image, or no text (a string or a number) where the recipe looks for it.
+    """
+    if "image" in recipe.needs and found["image"] is None:
+        raise ShardError(
+            f"{where} has no image (jpg, png or webp). Pack it with one, or leave the sample out."
+        )
+    text = _text(found, recipe)
+    if "text" in recipe.needs and not isinstance(text, (str, int, float)):
+        there = [*(["txt"] if found["text"] is not None else []), *sorted(found["fields"])]
+        what = "is missing" if text is None else f"is a {type(text).__name__}, not text"
+        raise ShardError(
+            f"{where}: {recipe.text!r}, which the recipe's data.text names, {what}. It has: "
+            f"{', '.join(there) or 'no text at all'}. Use --set data.text=... for one of them."
+        )

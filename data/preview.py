@@ -71,7 +71,7 @@ def _row(shard: Shard, entry: Entry) -> dict[str, Any]:
         found = sample(entry.record, blobs, shard=shard.url)
     except ShardError as err:
         return {**row, "fault": str(err)}
-    row["text"] = found["text"]
+    row["text"] = found["text"] or ""
     row["fields"] = json.dumps(found["fields"], ensure_ascii=False) if found["fields"] else ""
     row["image"] = _thumbnail(found["image"]) if found["image"] else ""
     return row

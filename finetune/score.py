@@ -36,8 +36,13 @@ class Finished:
     @property
     def recipe(self) -> Recipe:
         """How a test sample becomes a row."""
-        size = self.run.model.image_size
-        return Recipe(text=self.run.data.text, image_size=size, seed=self.run.seed)
+        model = self.run.model
+        return Recipe(
+            text=self.run.data.text,
+            image_size=model.image_size,
+            seed=self.run.seed,
+            needs=model.needs,
+        )
 
     def batches(self, limit: int | None = None, rows: int = 256) -> Iterator[Batch]:
         """Every test sample once, or the first `limit`."""

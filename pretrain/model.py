@@ -16,6 +16,11 @@ class Model(Part):
     tokens: int = Field(default=16, ge=4)
     """Text length, special tokens included; longer texts are cut."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which of `text` and `image` every sample must have."""
+        return frozenset({"text", "image"})
+
     def build(self, words: Words) -> Any:
         """The module, freshly initialised from torch's global generator."""
         raise NotImplementedError(f"model {self.kind!r} has no build")

@@ -1,6 +1,8 @@
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +91,75 @@ def test_a_field_can_be_the_text(plan: Plan, text: Text) -> None:
     number = int(batch.keys[0].rpartition("/")[2])
     assert text.decode(batch.tokens_BL[0].tolist()) == f"is it number {number} ?"
     assert batch.image_BCHW.shape == (BATCH, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "members", "said"),
+    [
+        (
+            "txt",
+            {"png", "json"},
+            r"00000\.tar: 000002: 'txt', .* missing\. It has: answer, question",
+        ),
+        (
+            "caption",
+            {"png", "txt", "json"},
+            r"00000\.tar: 000002: 'caption', .* It has: txt, answer",
+        ),
+        ("txt", {"png"}, r"00000\.tar: 000002: 'txt', .* It has: no text at all"),
+        ("txt", {"txt"}, r"00000\.tar: 000002 has no image"),
+    ],
+)
+def test_a_sample_without_what_the_recipe_needs_is_an_error(
+    setting: str, members: set[str], said: str, samples: Samples, dataset: Dataset, text: Text
+) -> None:
+    """It was empty text and a white image once, and nobody heard of it."""
+    shard = samples(4)
+    shard[2] = (shard[2][0], {name: shard[2][1][name] for name in members})
+    fields = {"question": "?", "answer": "!", "caption": "a picture"}
+    for place in (0, 1, 3):
+        shard[place][1]["json"] = json.dumps(fields).encode()
+    batches = iter(
+        Loader(
+            Plan(dataset([shard]), 0, 2, shuffle=False), text, replace(RECIPE, text=setting), stop=2
+        )
+    )
+    assert next(batches)[0] == 0
+    with pytest.raises(ShardError, match=said):
+        next(batches)
+
+
+@pytest.mark.parametrize("value", [None, ["a", "b"], {"en": "a"}])
+def test_a_field_that_is_no_text_is_an_error(
+    value: object, samples: Samples, dataset: Dataset, text: Text
+) -> None:
+    shard = samples(2)
+    shard[1][1]["json"] = json.dumps({"question": value}).encode()
+    plan = Plan(dataset([shard]), 0, 2, shuffle=False)
+    with pytest.raises(
+        ShardError, match=r"000001: 'question', which the recipe's data\.text names"
+    ):
+        list(Loader(plan, text, replace(RECIPE, text="question"), stop=1))
+
+
+def test_a_recipe_that_needs_no_image_or_no_text_takes_samples_without(
+    samples: Samples, dataset: Dataset, text: Text
+) -> None:
+    shard = [(key, {"txt": members["txt"]}) for key, members in samples(2)]
+    plan = Plan(dataset([shard]), 0, 2)
+    _, batch = next(iter(Loader(plan, text, replace(RECIPE, needs=frozenset({"text"})), stop=1)))
+    assert bool((batch.image_BCHW == 255).all())
+    shard = [(key, {"png": members["png"]}) for key, members in samples(2)]
+    plan = Plan(dataset([shard], "images"), 0, 2)
+    _, batch = next(iter(Loader(plan, text, replace(RECIPE, needs=frozenset({"image"})), stop=1)))
+    assert not text.decode(batch.tokens_BL[0].tolist())
+
+
+def test_an_empty_caption_is_a_caption(samples: Samples, dataset: Dataset, text: Text) -> None:
+    """img2dataset writes an empty .txt where the web had none."""
+    shard = samples(2)
+    shard[0][1]["txt"] = b""
+    assert len(list(Loader(Plan(dataset([shard]), 0, 2), text, RECIPE, stop=1))) == 1
 
 
 def test_an_undecodable_sample_is_raised_where_it_is_needed(

@@ -43,6 +43,10 @@ class Vlp(Model):
             )
         return self
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"text", "image"} if self.streams == "both" else {self.streams})
+
     def build(self, words: Words) -> "VisionLanguage":
         return VisionLanguage(self, words.size)
 
