@@ -4,6 +4,7 @@ DiptychError
 ├── RecipeError        a recipe, an override or a shape that cannot be meant
 ├── DataError          what was read is not what was promised
 │   ├── ShardError     one shard or one sample of it, named
+│   │   └── CrcError   other bytes than were indexed: reading them once more may help
 │   └── StaleIndexError  the index is missing, stale or does not fit the shards
 ├── StorageError       a bucket or a disk said no: missing, denied, full, unreachable
 ├── RunError           a run directory that is not one, is busy, or belongs to another recipe
@@ -31,6 +32,10 @@ class DataError(DiptychError):
 
 class ShardError(DataError):
     """One shard, or one sample of it, is unreadable; the message names it."""
+
+
+class CrcError(ShardError):
+    """A sample's bytes are not those that were indexed; reading them once more may help."""
 
 
 class StaleIndexError(DataError):

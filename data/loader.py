@@ -20,7 +20,7 @@ from .decode import sample
 from .index import Entry, Manifest, entries
 from .plan import Plan, Ref
 from .tokens import Text
-from .transforms import square
+from .transforms import Frame, frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +195,9 @@ def collate(blocks: Blocks, refs: Sequence[Ref], text: Text, recipe: Recipe) -> 
         draws.row_key(recipe.seed, ref.epoch, shard, key)
         for ref, (shard, key, _) in zip(refs, found, strict=True)
     ]
+    square = Frame(width=recipe.image_size, height=recipe.image_size)
     images = [
-        blank if each["image"] is None else square(each["image"], recipe.image_size)
+        blank if each["image"] is None else frame(each["image"], square, 0)[0]
         for _, _, each in found
     ]
     return Batch(

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import jinja2
+import numpy as np
 from PIL import Image
 
 from ..errors import ShardError
@@ -73,11 +74,12 @@ def _row(shard: Shard, entry: Entry) -> dict[str, Any]:
         return {**row, "fault": str(err)}
     row["text"] = found["text"] or ""
     row["fields"] = json.dumps(found["fields"], ensure_ascii=False) if found["fields"] else ""
-    row["image"] = _thumbnail(found["image"]) if found["image"] else ""
+    row["image"] = "" if found["image"] is None else _thumbnail(found["image"])
     return row
 
 
-def _thumbnail(image: Image.Image) -> str:
+def _thumbnail(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
     image.thumbnail((320, 320))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=85)

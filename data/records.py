@@ -12,6 +12,14 @@ from ..errors import ShardError
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"^__[^/]*__($|/)")
 _CHUNK = 8 << 20
+_DAMAGE = (
+    *(tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError),
+    RecursionError,  # a long name of a long name of a long name ...
+)
+_PADDING = 10_240
+"""Tars are filled up with zeros to a multiple of this, ..."""
+_RECORD_SIZES = [1 << power for power in range(14, 21)]
+"""... or of a power of two up to 1 MiB, where somebody asked for it (`tar -b`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +94,13 @@ def _files(file: Any, shard: str) -> Iterator[tarfile.TarInfo]:
             fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
         ) as tar:
             for info in tar:
+                tar.members = []  # or it would remember a giant's every member
+                if info.size < 0:  # which would lead back to where we were, for ever
+                    raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes")
                 if info.isreg():
                     yield info
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as err:
+    except _DAMAGE as err:
         raise ShardError(f"{shard} is not a readable tar: {err}. Upload it again.") from err
     _require_end(file, end, shard)
 
@@ -109,16 +120,22 @@ def _blob(file: Any, info: tarfile.TarInfo, shard: str) -> bytes:
 
 def _require_end(file: Any, end: int, shard: str) -> None:
     """A tar ends in zeros; tarfile takes a damaged header for the end and says nothing."""
-    file.seek(end)
-    tail = file.read(512)
-    if len(tail) < 512:
+    size = file.seek(0, 2)
+    if size - end < 512:
         raise ShardError(
             f"{shard}: no end-of-archive mark at byte {end}; it was cut short. Upload it again."
         )
-    while tail:
+    file.seek(end)
+    while tail := file.read(_CHUNK):
         if tail.strip(b"\0"):
             raise ShardError(
                 f"{shard}: damaged header near byte {end}; the rest of the shard is unreadable. "
                 "Upload it again."
             )
-        tail = file.read(_CHUNK)
+    # A download that was never finished, into space reserved for it, ends in zeros too: in more.
+    zeros = size - end - 1024
+    if zeros >= _PADDING and not any(zeros < step and size % step == 0 for step in _RECORD_SIZES):
+        raise ShardError(
+            f"{shard}: {size - end:,} zeros at the end are more than tar writers pad with; the "
+            "samples there seem to be lost. Upload it again, or repack it if nothing is missing."
+        )

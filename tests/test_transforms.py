@@ -1,30 +1,118 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+from pydantic import ValidationError
 
-from diptych.data.transforms import square
+from diptych.data import draws
+from diptych.data.transforms import Frame, frame
+
+SQUARE = Frame(width=32, height=32)
+
+
+def noise(width: int, height: int) -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(pixels))
+
+
+def gradient(width: int, height: int) -> np.ndarray:
+    """Red is the column, green the row."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+    return pixels
 
 
 @pytest.mark.parametrize("size", [(20, 50), (50, 20), (33, 47), (7, 9), (300, 200), (32, 32)])
-def test_a_square_is_what_torchvision_makes_of_it(size: tuple[int, int]) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    found = square(image, 32)
-    assert (found.shape, found.dtype) == ((3, 32, 32), torch.uint8)
-    torchvision = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32), PILToTensor()])
-    expected = torch.as_tensor(torchvision(image))
-    assert (found.int() - expected.int()).abs().float().mean() < 6  # half a pixel; elsewhere 30
+@pytest.mark.parametrize("wanted", [SQUARE, Frame(width=48, height=20), Frame(width=9, height=31)])
+def test_a_row_is_what_pillow_makes_of_it(size: tuple[int, int], wanted: Frame) -> None:
+    soft = Image.fromarray(noise(4, 4)).resize(size, Image.Resampling.BICUBIC)
+    scale = max(wanted.width / size[0], wanted.height / size[1])
+    cover = max(wanted.width, round(size[0] * scale)), max(wanted.height, round(size[1] * scale))
+    left, top = (cover[0] - wanted.width) // 2, (cover[1] - wanted.height) // 2
+    resized = soft.resize(cover, Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((left, top, left + wanted.width, top + wanted.height)))
+    found, placed = frame(np.array(soft), wanted, 0)
+    assert (found.shape, found.dtype) == ((3, wanted.height, wanted.width), torch.uint8)
+    assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+    assert placed == (*size, left, top, False)
 
 
-def test_a_square_of_the_right_size_is_untouched() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
-    assert (square(image, 32).permute(1, 2, 0).numpy() == noise).all()
+def test_an_image_of_the_right_size_is_untouched() -> None:
+    pixels = noise(32, 32)
+    assert (frame(pixels, SQUARE, 0)[0].permute(1, 2, 0).numpy() == pixels).all()
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 2)])
-def test_a_hairline_is_not_resized_to_gigapixels(size: tuple[int, int]) -> None:
-    found = square(Image.new("RGB", size, (9, 8, 7)), 224)
+@pytest.mark.parametrize("wanted", [Frame(width=224, height=224), Frame(width=2, height=300)])
+def test_a_hairline_is_not_resized_to_gigapixels(size: tuple[int, int], wanted: Frame) -> None:
+    hairline = np.full((size[1], size[0], 3), (9, 8, 7), np.uint8)
+    found, placed = frame(hairline, wanted, 0)
     assert found.flatten(1).unique(dim=1).flatten().tolist() == [9, 8, 7]
+    assert placed[:2] == size
+
+
+def test_a_random_crop_is_anywhere_inside_and_says_where() -> None:
+    pixels, wanted = gradient(200, 40), Frame(width=40, height=40, crop="random")
+    lefts: set[int] = set()
+    for number in range(400):
+        row, placed = frame(pixels, wanted, draws.row_key(0, number))
+        assert row[0, 0].tolist() == list(range(placed.left, placed.left + 40))
+        assert placed.top == 0
+        lefts.add(placed.left)
+    assert (min(lefts), max(lefts)) <= (8, 160)
+    assert max(lefts) >= 152
+    assert len(lefts) > 120
+
+
+def test_rows_and_columns_are_cut_independently() -> None:
+    pixels, wanted = gradient(64, 64), Frame(width=32, height=32, crop="random")
+    placed = [frame(np.tile(pixels, (1, 2, 1)), wanted, n)[1] for n in range(50)]
+    assert {each.top for each in placed} == {0}
+    tall = [frame(np.tile(pixels, (2, 1, 1)), wanted, n)[1].top for n in range(50)]
+    assert tall != [each.left for each in placed]
+
+
+def test_a_flip_mirrors_as_often_as_asked() -> None:
+    pixels = gradient(32, 32)
+    flipped = 0
+    for draw in range(1000):
+        row, placed = frame(pixels, Frame(width=32, height=32, flip=0.3), draws.row_key(draw))
+        columns = row[0, 0].tolist()
+        assert columns == sorted(columns, reverse=placed.flipped)
+        flipped += placed.flipped
+    assert 240 < flipped < 360
+    always = Frame(width=32, height=32, flip=1.0)
+    assert all(frame(pixels, always, draw)[1].flipped for draw in range(50))
+    assert not any(frame(pixels, SQUARE, draw)[1].flipped for draw in range(50))
+
+
+@given(st.integers(0, 2**63 - 1), st.sampled_from(["center", "random"]), st.floats(0, 1))
+def test_a_draw_says_it_all(draw: int, crop: str, flip: float) -> None:
+    wanted = Frame.model_validate({"width": 16, "height": 24, "crop": crop, "flip": flip})
+    one, placed = frame(noise(50, 40), wanted, draw)
+    out = torch.zeros(2, 3, 24, 16, dtype=torch.uint8)
+    two, again = frame(noise(50, 40), wanted, draw, out[1])
+    assert torch.equal(one, two)
+    assert placed == again
+    assert torch.equal(out[1], one)
+    assert not out[0].any()
+
+
+def test_crops_do_not_depend_on_the_scale_of_decoding() -> None:
+    whole, wanted = gradient(199, 100), Frame(width=25, height=25, crop="random")
+    half = np.array(Image.fromarray(whole).resize((100, 50), Image.Resampling.BOX))
+    for draw in range(50):
+        exact, placed = frame(whole, wanted, draw)
+        scaled, again = frame(half, wanted, draw, size=(199, 100))
+        assert placed == again
+        assert (exact.int() - scaled.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0}, {"flip": 1.1}, {"flip": -0.1}, {"crop": "left"}, {"mirror": True}]
+)
+def test_a_frame_that_cannot_be_meant_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Frame.model_validate({"width": 8, "height": 8} | wrong)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ from ...config import digest, plain
 from ...data import tokens
 from ...data.batch import Batch
 from ...data.tokens import Text
-from ...data.transforms import square
+from ...data.transforms import Frame, frame
 from ...errors import ExportError
 from ...pretrain.run import Run, parse_run
 from ...pretrain.task import Task
@@ -53,12 +54,14 @@ class Loaded:
 
     def batch(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Batch:
         """A batch of pairs, as `outputs` takes it."""
-        size = self.run.model.image_size
+        side = self.run.model.image_size
+        square = Frame(width=side, height=side)
+        pixels = [np.array(image.convert("RGB")) for image in images]
         tokens_BL, real_BL = self.text.encode(texts)
         return Batch(
             keys=tuple(str(number) for number in range(len(texts))),
             draws_B=torch.arange(len(texts)),
-            image_BCHW=torch.stack([square(image.convert("RGB"), size) for image in images]),
+            image_BCHW=torch.stack([frame(each, square, 0)[0] for each in pixels]),
             tokens_BL=tokens_BL,
             real_BL=real_BL,
             fields=tuple({} for _ in texts),
