@@ -1,17 +1,22 @@
 """The index of a dataset: what lies where in plain tars, written beside them.
 
 `index/manifest.json` names the shards, with sizes, counts and one digest of the whole; opening a
-dataset reads nothing else. `index/<shard>.jsonl` has one line a sample and is read when that shard
-is first touched. JSON only.
+dataset reads nothing else. `index/<shard>.jsonl.gz` has one line a sample and is read when that
+shard is first touched; a line is parsed when its sample is. JSON only.
 """
 
 import functools
+import gzip
 import hashlib
 import json
+import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ..errors import ShardError, StaleIndexError, StorageError
 from . import storage
@@ -19,7 +24,7 @@ from .decode import is_image
 from .decode import size as image_size
 from .records import Member, Record, scan
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "index"
 
 
@@ -144,27 +149,97 @@ def open_manifest(url: str) -> Manifest:
     raise StaleIndexError(f"{url} has no index. Make one: diptych data index '{tars}'")
 
 
-def entries(manifest: Manifest, shard: Shard) -> list[Entry]:
-    """The samples of a shard, in the order they lie in it.
+class Lines:
+    """The index lines of one shard, parsed one by one as they are asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n"))
+        self._starts = np.concatenate([[0], ends + 1])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the lines take."""
+        return len(self._data) + self._starts.nbytes
+
+    def entry(self, position: int) -> Entry:
+        """The sample at a place of the shard."""
+        return _entry(self._data[self._starts[position] : self._starts[position + 1]])
+
+    def entries(self, first: int, last: int) -> list[Entry]:
+        """The samples [first, last)."""
+        return [self.entry(position) for position in range(first, last)]
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """The byte range of the shard that holds the samples [first, last)."""
+        # Samples lie one behind the other, so the outermost two say it.
+        return self.entry(first).record.span()[0], self.entry(last - 1).record.span()[1]
+
+
+def open_lines(manifest: Manifest, shard: Shard) -> Lines:
+    """The index lines of a shard.
 
     Raises:
         StaleIndexError: the lines are not those that the manifest names.
     """
     url = manifest.lines_url(shard)
-    data = storage.read(url)
+    data = _unpacked(storage.read(url))
     if hashlib.sha256(data).hexdigest() != shard.lines:
         raise StaleIndexError(f"{url} is not what its manifest names. Index the shards again.")
-    return [_entry(line) for line in data.splitlines()]
+    return Lines(data)
+
+
+class LineCache:
+    """Index lines of the shards in use; a shard's are read when it is first touched.
+
+    Args:
+        manifest: the dataset.
+        limit: bytes of lines to keep; the oldest shard's go first.
+    """
+
+    def __init__(self, manifest: Manifest, limit: int = 64 << 20) -> None:
+        self.manifest, self.limit = manifest, limit
+        self._lock = threading.Lock()
+        self._found: dict[int, Lines] = {}
+
+    def of(self, shard: int) -> Lines:
+        """The lines of a shard."""
+        with self._lock:
+            lines = self._found.pop(shard, None)
+        lines = lines or open_lines(self.manifest, self.manifest.shards[shard])
+        with self._lock:
+            self._found[shard] = lines
+            while len(self._found) > 1 and self._nbytes() > self.limit:
+                del self._found[next(iter(self._found))]
+        return lines
+
+    def _nbytes(self) -> int:
+        return sum(lines.nbytes for lines in self._found.values())
+
+
+def entries(manifest: Manifest, shard: Shard) -> list[Entry]:
+    """The samples of a shard, in the order they lie in it; raises as `open_lines` does."""
+    return open_lines(manifest, shard).entries(0, shard.samples)
+
+
+def _unpacked(data: bytes) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error):
+        return b""  # not what was written: the digest will say so
 
 
 def _lines_url(url: str, out: str) -> str:
-    return storage.join(out, storage.name(url) + ".jsonl")
+    return storage.join(out, storage.name(url) + ".jsonl.gz")
 
 
 def _sound(shard: Shard, out: str) -> bool:
     """Whether the lines of a shard are still those that were written."""
     try:
-        data = storage.read(_lines_url(shard.url, out))
+        data = _unpacked(storage.read(_lines_url(shard.url, out)))
     except StorageError:
         return False
     return hashlib.sha256(data).hexdigest() == shard.lines
@@ -178,7 +253,7 @@ def _index(url: str, out: str) -> Shard:
         raise ShardError(f"{url} holds no samples. Leave it out, or upload it again.")
     data = "".join(lines).encode()
     digest = hashlib.sha256(data).hexdigest()
-    storage.write(_lines_url(url, out), data)
+    storage.write(_lines_url(url, out), gzip.compress(data, 6, mtime=0))
     shard = Shard(url=url, bytes=size, etag=etag, samples=len(lines), lines=digest)
     storage.write(
         storage.join(out, storage.name(url) + ".json"), json.dumps(_row(shard, out)).encode()

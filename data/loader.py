@@ -1,26 +1,29 @@
-"""Batches of one rank, read ahead of the step that needs them.
+"""Batches of one rank, decoded ahead of the step that needs them.
 
-Blocks are fetched by a few threads in large ranges, kept while a window needs them, and decoded in
-the background; the training thread only takes finished batches.
+Threads decode straight into the tensors of the batch; the training thread only takes finished
+batches.
 """
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..errors import ShardError
-from . import draws, storage
+from ..errors import CrcError, ShardError
+from . import draws
 from .batch import Batch
+from .blocks import Blocks, Raw
 from .decode import sample
-from .index import Entry, Manifest, entries
+from .holes import Holes
+from .index import Manifest
 from .plan import Plan, Ref
 from .tokens import Text
 from .transforms import Frame, frame
+from .walk import Walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +33,43 @@ class Recipe:
     text: str
     """`txt`, or the name of a field of the JSON record."""
     image_size: int
+    """Side of the square frame; a plan's buckets have their own sizes."""
     seed: int
     needs: frozenset[str] = frozenset({"text", "image"})
     """What a sample must have; the rest, where it is missing, is empty text or white."""
+    exact: bool = False
+    """Decode every image in full, and not only as far as its frame needs."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoded row; its image is in the batch's tensor already."""
+
+    key: str
+    draw: int
+    text: str
+    fields: dict[str, Any]
+    hole: bool = False
 
 
 class Loader:
     """Iterates the batches of one rank from `start` to `stop`, exactly as the plan says.
 
     Raises whatever reading or decoding raised, in the training thread, at the batch that needs it.
+
+    Args:
+        plan: which samples make which step.
+        text: the tokenizer.
+        recipe: how a sample becomes a row.
+        rank: of `world` workers, whose slice is loaded.
+        world: number of workers.
+        start: first step.
+        stop: the step to end before.
+        ahead: batches begun before they are asked for.
+        threads: that decode.
+        memory: bytes of shards to hold, about.
+        pin: hand over batches in page-locked memory, from which a GPU copies by itself.
+        holes: what is left out; by default a damaged sample is an error.
     """
 
     def __init__(
@@ -53,58 +84,103 @@ class Loader:
         stop: int,
         ahead: int = 4,
         threads: int = 2,
+        memory: int = 256 << 20,
         pin: bool = False,
+        holes: Holes | None = None,
     ) -> None:
         self.plan, self.text, self.recipe = plan, text, recipe
         self.rank, self.world, self.start, self.stop = rank, world, start, stop
-        self.ahead, self.threads, self.pin = ahead, threads, pin
+        self.ahead, self.threads, self.memory, self.pin = ahead, threads, memory, pin
+        self.holes = holes or Holes(plan)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch)."""
-        ready: queue.Queue[tuple[int, Batch] | BaseException | None] = queue.Queue(self.ahead)
-        over = threading.Event()
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="diptych-decode") as pool:
 
-        def hand(item: tuple[int, Batch] | BaseException | None) -> None:
-            while not over.is_set():
-                try:
-                    return ready.put(item, timeout=0.2)
-                except queue.Full:
-                    continue
+            def begin(blocks: Blocks, step: int, refs: Sequence[Ref]) -> Callable[[], Batch]:
+                return self._begin(pool, blocks, step, refs)
 
-        def work() -> None:
-            try:
-                for item in self._batches(over):
-                    hand(item)
-                hand(None)
-            except BaseException as err:  # handed over, and raised by the training thread
-                hand(err)
+            walk = Walk(
+                plan=self.plan,
+                begin=begin,
+                start=self.start,
+                stop=self.stop,
+                rank=self.rank,
+                world=self.world,
+                ahead=self.ahead,
+                memory=self.memory,
+            )
+            yield from walk
 
-        thread = threading.Thread(target=work, name="diptych-loader", daemon=True)
-        thread.start()
+    def _begin(
+        self, pool: ThreadPoolExecutor, blocks: Blocks, step: int, refs: Sequence[Ref]
+    ) -> Callable[[], Batch]:
+        width, height = self.plan.buckets.size(self.plan.bucket(step)) or (
+            self.recipe.image_size,
+            self.recipe.image_size,
+        )
+        wanted = Frame(width=width, height=height, exact=self.recipe.exact)
+        image_BCHW = torch.empty((len(refs), 3, height, width), dtype=torch.uint8)
+        share = math.ceil(len(refs) / self.threads)
+        parts: list[Future[list[Row]]] = [
+            pool.submit(self._rows, blocks, refs[i : i + share], wanted, image_BCHW[i : i + share])
+            for i in range(0, len(refs), share)
+        ]
+        return lambda: self._batch([row for part in parts for row in part.result()], image_BCHW)
+
+    def _rows(
+        self, blocks: Blocks, refs: Sequence[Ref], wanted: Frame, image_BCHW: Tensor
+    ) -> list[Row]:
+        return [
+            self._row(blocks, ref, wanted, image_CHW)
+            for ref, image_CHW in zip(refs, image_BCHW, strict=True)
+        ]
+
+    def _row(self, blocks: Blocks, ref: Ref, wanted: Frame, image_CHW: Tensor) -> Row:
+        raw = blocks.raw(ref)
+        shard, key = self.plan.label(ref), raw.record.key
+        draw = draws.row_key(self.recipe.seed, ref.epoch, shard, key)
+        hole = Row(f"{shard}/{key}", draw, "", {}, hole=True)
+        if self.holes.reason(ref, key):
+            image_CHW.fill_(255)
+            return hole
         try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            over.set()
-            thread.join(timeout=10)
+            found = self._decoded(blocks, ref, raw, wanted)
+            _require(found, self.recipe, f"{raw.shard}: {key}")
+        except ShardError as fault:
+            self.holes.admit(ref, key, raw.record.span()[0], fault)
+            image_CHW.fill_(255)
+            return hole
+        if found["image"] is None:
+            image_CHW.fill_(255)
+        else:
+            frame(found["image"], wanted, draw, image_CHW, size=found["size"])
+        text = str(_text(found, self.recipe) or "")
+        return Row(f"{shard}/{key}", draw, text, found["fields"])
 
-    def _batches(self, over: threading.Event) -> Iterator[tuple[int, Batch]]:
-        pool = ThreadPoolExecutor(self.threads)
+    def _decoded(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame) -> dict[str, Any]:
+        fit = (wanted.width, wanted.height)
         try:
-            blocks = Blocks(self.plan, pool)
-            for step in range(self.start, self.stop):
-                if over.is_set():
-                    return
-                soon = self.plan.rows(min(step + self.ahead, self.stop - 1), self.rank, self.world)
-                refs = self.plan.rows(step, self.rank, self.world)
-                blocks.fetch([*refs, *soon])
-                batch = collate(blocks, refs, self.text, self.recipe)
-                yield step, batch.pinned() if self.pin else batch
-                blocks.forget(refs)
-        finally:
-            pool.shutdown(cancel_futures=True)  # nobody waits for blocks that nobody will use
+            return sample(raw.record, raw.blobs, shard=raw.shard, fit=fit, exact=wanted.exact)
+        except CrcError:  # damaged on its way, perhaps: one more read will tell
+            raw = blocks.again(ref)
+            return sample(raw.record, raw.blobs, shard=raw.shard, fit=fit, exact=wanted.exact)
+
+    def _batch(self, rows: list[Row], image_BCHW: Tensor) -> Batch:
+        tokens_BL, real_BL = self.text.encode([row.text for row in rows])
+        if self.plan.buckets.lengths:  # short texts came together so that padding can go
+            longest = max(1, int(real_BL.sum(1).max()))
+            tokens_BL, real_BL = tokens_BL[:, :longest], real_BL[:, :longest]
+        batch = Batch(
+            keys=tuple(row.key for row in rows),
+            draws_B=torch.tensor([row.draw for row in rows]),
+            image_BCHW=image_BCHW,
+            tokens_BL=tokens_BL,
+            real_BL=real_BL,
+            hole_B=torch.tensor([row.hole for row in rows]),
+            fields=tuple(row.fields for row in rows),
+        )
+        return batch.pinned() if self.pin else batch
 
 
 def once(
@@ -124,90 +200,6 @@ def once(
     plan = Plan(manifest, recipe.seed, batch, shuffle=False)
     for step, found in Loader(plan, text, recipe, stop=-(-total // batch)):
         yield found.take(0, min(batch, total - step * batch))
-
-
-class Blocks:
-    """Blocks in memory: fetched once a window, whole, and dropped when the window is over."""
-
-    def __init__(self, plan: Plan, pool: ThreadPoolExecutor) -> None:
-        self.plan, self.pool = plan, pool
-        self._bytes: dict[tuple[int, int, int], Future[tuple[int, bytes]]] = {}
-        self._entries = Index(plan.manifest)
-
-    def fetch(self, refs: Sequence[Ref]) -> None:
-        """Starts reading the blocks of `refs` that are not here yet."""
-        for ref in refs:
-            if ref[:3] not in self._bytes:
-                self._bytes[ref[:3]] = self.pool.submit(self._read, ref.block)
-
-    def sample(self, ref: Ref) -> tuple[str, str, dict[str, Any]]:
-        """(shard's name, key, decoded sample) of a visit."""
-        shard = self.plan.manifest.shards[ref.shard]
-        record = self._entries.of(ref.shard)[ref.position].record
-        start, data = self._bytes[ref[:3]].result()
-        blobs = {
-            extension: data[member.offset - start : member.offset - start + member.size]
-            for extension, member in record.members.items()
-        }
-        return storage.name(shard.url), record.key, sample(record, blobs, shard=shard.url)
-
-    def forget(self, refs: Sequence[Ref]) -> None:
-        """Drops the blocks of windows that lie behind all of `refs`."""
-        oldest = min(ref[:2] for ref in refs)
-        for place in [place for place in self._bytes if place[:2] < oldest]:
-            del self._bytes[place]
-
-    def _read(self, number: int) -> tuple[int, bytes]:
-        block = self.plan.blocks[number]
-        found = self._entries.of(block.shard)[block.first : block.first + block.samples]
-        spans = [entry.record.span() for entry in found]
-        start, end = min(first for first, _ in spans), max(last for _, last in spans)
-        return start, storage.read(self.plan.manifest.shards[block.shard].url, start, end)
-
-
-class Index:
-    """Index lines of the shards in use; a shard's are read when it is first touched."""
-
-    def __init__(self, manifest: Manifest, keep: int = 64) -> None:
-        self.manifest, self.keep = manifest, keep
-        self._lock = threading.Lock()
-        self._found: dict[int, list[Entry]] = {}
-
-    def of(self, shard: int) -> list[Entry]:
-        """The entries of a shard."""
-        with self._lock:
-            if shard not in self._found:
-                while len(self._found) >= self.keep:
-                    del self._found[next(iter(self._found))]
-                self._found[shard] = entries(self.manifest, self.manifest.shards[shard])
-            return self._found[shard]
-
-
-def collate(blocks: Blocks, refs: Sequence[Ref], text: Text, recipe: Recipe) -> Batch:
-    """The batch of some visits; blocks must have been fetched."""
-    blank = torch.full((3, recipe.image_size, recipe.image_size), 255, dtype=torch.uint8)
-    found = [blocks.sample(ref) for ref in refs]
-    for ref, (_, key, each) in zip(refs, found, strict=True):
-        _require(each, recipe, f"{blocks.plan.manifest.shards[ref.shard].url}: {key}")
-    texts = [str(_text(each, recipe) or "") for _, _, each in found]
-    tokens_BL, real_BL = text.encode(texts)
-    draws_B = [
-        draws.row_key(recipe.seed, ref.epoch, shard, key)
-        for ref, (shard, key, _) in zip(refs, found, strict=True)
-    ]
-    square = Frame(width=recipe.image_size, height=recipe.image_size)
-    images = [
-        blank if each["image"] is None else frame(each["image"], square, 0)[0]
-        for _, _, each in found
-    ]
-    return Batch(
-        keys=tuple(f"{shard}/{key}" for shard, key, _ in found),
-        draws_B=torch.tensor(draws_B),
-        image_BCHW=torch.stack(images),
-        tokens_BL=tokens_BL,
-        real_BL=real_BL,
-        fields=tuple(each["fields"] for _, _, each in found),
-    )
 
 
 def _text(found: dict[str, Any], recipe: Recipe) -> Any:

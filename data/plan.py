@@ -1,82 +1,134 @@
-"""Which samples make step n: a pure function of (manifest, seed, batch size, step).
+"""Which samples make step n: a pure function of the data, the recipe and n.
 
-The epoch's order is a permutation of blocks (runs of neighbouring samples of one shard) and a
-shuffle within windows of several blocks, so bytes are read in large ranges. The epochs follow each
-other without a seam. World size, workers and restarts only slice the sequence.
+The data is one source or several mixed by weight; with buckets, a batch is of one bucket and comes
+when the stream has brought enough of it. World size, workers and restarts only slice the sequence.
 """
 
-import functools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..config import digest
 from ..errors import DataError
-from . import draws
-from .index import Manifest
+from .buckets import Buckets, Table, count, label
+from .index import LineCache, Manifest
+from .mix import Mix
+from .order import Order
+from .paging import Paging
 
-BLOCK_BYTES = 8 << 20
-BLOCK_SAMPLES = 256
-WINDOW_BYTES = 256 << 20
-WINDOW_SAMPLES = 4096
+
+class Source(NamedTuple):
+    """A dataset and its share of the rows."""
+
+    manifest: Manifest
+    weight: float = 1.0
+    name: str = ""
+    """Stands before a shard's name in keys and ledgers, where several sources could share one."""
 
 
 class Ref(NamedTuple):
     """One visit of one sample."""
 
+    source: int
     epoch: int
     window: int
     """Which window of the epoch the visit falls in."""
     block: int
-    """Which block of the dataset holds the sample."""
+    """Which block of the source holds the sample."""
     shard: int
     position: int
     """Place of the sample in its shard."""
 
 
-class Block(NamedTuple):
-    """A run of neighbouring samples of one shard: what one ranged read brings."""
-
-    shard: int
-    first: int
-    samples: int
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The sequence of global batches of one dataset."""
+    """The sequence of global batches: endless, its epochs without a seam.
 
-    manifest: Manifest
-    seed: int
-    batch: int
-    """Rows of a global batch."""
-    shuffle: bool = True
-    blocks: tuple[Block, ...] = field(init=False)
-    window_blocks: int = field(init=False)
+    Args:
+        sources: a dataset, or several with their weights.
+        seed: of every permutation.
+        batch: rows of a global batch.
+        shuffle: False visits the samples as they lie in their shards.
+        buckets: what batches are sorted by; by default nothing.
+        counted: told of each shard whose samples were counted by bucket.
 
-    def __post_init__(self) -> None:
-        if self.manifest.samples < self.batch:
-            raise DataError(
-                f"{self.manifest.url}: {self.manifest.samples} samples cannot fill a batch of "
-                f"{self.batch}. Lower the batch, or add samples."
-            )
-        mean = max(1, self.manifest.bytes // self.manifest.samples)
-        size = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // mean))
-        window = max(size, min(WINDOW_SAMPLES, WINDOW_BYTES // mean))
-        object.__setattr__(self, "blocks", tuple(_cut(self.manifest, size)))
-        object.__setattr__(self, "window_blocks", window // size)
+    Raises:
+        DataError: too few samples for a batch.
+    """
+
+    def __init__(
+        self,
+        sources: Manifest | Sequence[Source],
+        seed: int,
+        batch: int,
+        *,
+        shuffle: bool = True,
+        buckets: Buckets | None = None,
+        counted: Callable[[int], None] = lambda shards: None,
+    ) -> None:
+        mixed = (Source(sources),) if isinstance(sources, Manifest) else tuple(sources)
+        if not mixed:
+            raise DataError("there is no source to read from. Name one in data.train.")
+        self.sources, self.seed, self.batch, self.shuffle = mixed, seed, batch, shuffle
+        self.buckets = buckets or Buckets()
+        self.mix = Mix([source.weight for source in mixed])
+        self.orders = [
+            Order(source.manifest, f"{seed}/{number}" if number else seed, shuffle=shuffle)
+            for number, source in enumerate(mixed)
+        ]
+        for source in mixed:
+            self._require(source.manifest.samples, source.manifest.url)
+        self.tables: list[Table] = []
+        self._paging: Paging | None = None
+        if self.buckets.count > 1 or self.buckets.sizes:
+            self._count(counted)
+
+    @property
+    def samples(self) -> int:
+        """Samples of all sources."""
+        return sum(source.manifest.samples for source in self.sources)
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps that see every sample once."""
-        return self.manifest.samples / self.batch
+        """Steps after which every source has been seen once or more, dropped samples aside."""
+        rows = max(
+            source.manifest.samples * len(self.mix.pattern) / slots
+            for source, slots in zip(self.sources, self.mix.slots, strict=True)
+        )
+        kept = sum(int(table.counts_NB.sum()) for table in self.tables) or self.samples
+        return rows * kept / self.samples / self.batch
+
+    @property
+    def data(self) -> str:
+        """Digest of the datasets: it changes when any sample of any source does."""
+        digests = [source.manifest.digest for source in self.sources]
+        return digests[0] if len(digests) == 1 else _hash(digests)
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that decides the sequence of batches."""
+        weights = self.mix.slots.tolist()
+        return _hash([self.data, weights, digest(self.buckets), self.seed, self.batch])
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The small record that says where the stream stands after `step` steps."""
+        row = self._paging.frontier(step) if self._paging else step * self.batch
+        before = self.mix.before(row).tolist()
+        places = [
+            dict(zip(("epoch", "position"), divmod(seen, source.manifest.samples), strict=True))
+            for seen, source in zip(before, self.sources, strict=True)
+        ]
+        return {"plan": self.digest, "step": step, "sources": places}
+
+    def bucket(self, step: int) -> int:
+        """The bucket of a step's batch."""
+        return self._paging.bucket(step) if self._paging else 0
 
     def step(self, step: int) -> list[Ref]:
         """The global batch of a step, ordered by place so that a slice of it reads neighbours."""
-        first = step * self.batch
-        refs = [self._visit(position) for position in range(first, first + self.batch)]
-        return sorted(refs, key=lambda ref: (ref.epoch, ref.shard, ref.position))
+        return self._refs(step, 0, self.batch)
 
     def rows(self, step: int, rank: int, world: int) -> list[Ref]:
         """The rows of a step that a rank trains on; all ranks have equally many."""
@@ -86,60 +138,68 @@ class Plan:
                 f"a global batch of {self.batch} rows cannot be cut into {world} equal parts. "
                 "Choose a batch that the number of workers divides."
             )
-        return self.step(step)[rank * size : (rank + 1) * size]
+        return self._refs(step, rank * size, (rank + 1) * size)
 
-    def _visit(self, position: int) -> Ref:
-        epoch, place = divmod(position, self.manifest.samples)
-        window, start = self._window_at(epoch, place)
-        block, offset = self._window(epoch, window)[place - start]
-        found = self.blocks[block]
-        return Ref(epoch, window, int(block), found.shard, found.first + int(offset))
+    def label(self, ref: Ref) -> str:
+        """The shard of a visit as keys and ledgers name it."""
+        source = self.sources[ref.source]
+        name = source.manifest.shards[ref.shard].url.rpartition("/")[2]
+        return f"{source.name}/{name}" if source.name else name
 
-    def _window_at(self, epoch: int, place: int) -> tuple[int, int]:
-        """(window, its first place) of a place in the epoch."""
-        starts = _starts(self, epoch)
-        window = int(np.searchsorted(starts, place, side="right")) - 1
-        return window, int(starts[window])
+    def _refs(self, step: int, first: int, last: int) -> list[Ref]:
+        rows = self._sorted(step)[first:last].tolist()
+        return [Ref(*row) for row in rows]
 
-    def _window(self, epoch: int, window: int) -> np.ndarray:
-        return _window(self, epoch, window)
+    def _sorted(self, step: int) -> np.ndarray:
+        """(batch, 6): the columns of `Ref`, by source, epoch, shard and position."""
+        if self._paging:
+            rows = self._paging.rows(step)
+        else:
+            rows = np.arange(step * self.batch, (step + 1) * self.batch)
+        source, visits = self.mix.split(rows)
+        found = np.empty((len(rows), 6), dtype=np.int64)
+        found[:, 0] = source
+        for number, order in enumerate(self.orders):
+            here = source == number
+            if here.any():
+                found[here, 1:] = order.visits(visits[here])
+        return found[np.lexsort((found[:, 5], found[:, 4], found[:, 1], found[:, 0]))]
 
-    def __hash__(self) -> int:
-        return hash((self.manifest.digest, self.seed, self.batch, self.shuffle))
+    def _count(self, counted: Callable[[int], None]) -> None:
+        self.tables = [
+            count(source.manifest, order, self.buckets, done=counted)
+            for source, order in zip(self.sources, self.orders, strict=True)
+        ]
+        self._require(
+            sum(int(table.counts_NB.sum()) for table in self.tables),
+            " and ".join(source.manifest.url for source in self.sources),
+            "that fit a bucket ",
+        )
+        labels = [
+            _labels(source.manifest, order, self.buckets)
+            for source, order in zip(self.sources, self.orders, strict=True)
+        ]
+        self._paging = Paging(self.mix, self.orders, self.tables, labels, self.batch)
+
+    def _require(self, samples: int, where: str, which: str = "") -> None:
+        if samples < self.batch:
+            raise DataError(
+                f"{where}: {samples} samples {which}cannot fill a batch of {self.batch}. "
+                "Lower the batch, or add samples."
+            )
 
 
-def _cut(manifest: Manifest, size: int) -> Iterator[Block]:
-    for number, shard in enumerate(manifest.shards):
-        for first in range(0, shard.samples, size):
-            yield Block(number, first, min(size, shard.samples - first))
+def _labels(manifest: Manifest, order: Order, buckets: Buckets) -> Callable[[int], np.ndarray]:
+    """Reads what bucket each sample of a block falls in."""
+    lines = LineCache(manifest)
+
+    def labels(block: int) -> np.ndarray:
+        shard, first, samples = order.block(block)
+        found = lines.of(shard).entries(first, first + samples)
+        return np.array([label(buckets, entry) for entry in found])
+
+    return labels
 
 
-@functools.lru_cache(maxsize=4)
-def _order(plan: Plan, epoch: int) -> np.ndarray:
-    """Blocks in the order that the epoch visits them."""
-    if not plan.shuffle:
-        return np.arange(len(plan.blocks))
-    key = draws.row_key(plan.seed, epoch, "blocks")
-    return draws.permutation(len(plan.blocks), key).numpy()
-
-
-@functools.lru_cache(maxsize=4)
-def _starts(plan: Plan, epoch: int) -> np.ndarray:
-    """First place in the epoch of each window."""
-    counts = np.array([plan.blocks[block].samples for block in _order(plan, epoch)])
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    return ends[: -1 : plan.window_blocks]
-
-
-@functools.lru_cache(maxsize=8)
-def _window(plan: Plan, epoch: int, window: int) -> np.ndarray:
-    """(samples, 2): block and place in the block of each visit in a window, in order."""
-    first = window * plan.window_blocks
-    blocks = _order(plan, epoch)[first : first + plan.window_blocks]
-    sizes = [plan.blocks[block].samples for block in blocks]
-    places = np.concatenate([np.arange(size) for size in sizes])
-    pairs = np.stack([np.repeat(blocks, sizes), places], axis=1)
-    if not plan.shuffle:
-        return pairs
-    order = draws.permutation(len(pairs), draws.row_key(plan.seed, epoch, "window", window))
-    return pairs[order.numpy()]
+def _hash(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:16]

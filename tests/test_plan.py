@@ -1,12 +1,21 @@
+import gzip
+import hashlib
+import json
+import random
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from diptych.data.index import Manifest, Shard
-from diptych.data.plan import Plan, Ref
+from diptych.data import storage
+from diptych.data.buckets import Buckets, label
+from diptych.data.index import Manifest, Shard, entries
+from diptych.data.plan import Plan, Ref, Source
 from diptych.errors import DataError
 
 MEGABYTE = 1 << 20
@@ -38,19 +47,18 @@ def visits(plan: Plan, steps: int) -> list[Ref]:
 
 @given(plans())
 def test_an_epoch_is_every_sample_exactly_once(plan: Plan) -> None:
-    epochs = 3
-    total = plan.manifest.samples
-    seen = visits(plan, -(-epochs * total // plan.batch))
+    epochs, shards = 3, plan.sources[0].manifest.shards
+    seen = visits(plan, -(-epochs * plan.samples // plan.batch))
     everything = {
         (number, position): 1
-        for number, shard in enumerate(plan.manifest.shards)
+        for number, shard in enumerate(shards)
         for position in range(shard.samples)
     }
     for epoch in range(epochs):
         places = Counter((ref.shard, ref.position) for ref in seen if ref.epoch == epoch)
         assert places == everything
     for ref in seen:
-        block = plan.blocks[ref.block]
+        block = plan.orders[0].block(ref.block)
         assert block.shard == ref.shard
         assert ref.position - block.first in range(block.samples)
 
@@ -68,14 +76,14 @@ def test_the_slices_of_any_world_make_the_global_batch(plan: Plan, step: int) ->
 @given(plans(), st.lists(st.integers(0, 200), min_size=1, max_size=5))
 def test_a_step_is_the_same_whatever_was_asked_before(plan: Plan, steps: list[int]) -> None:
     asked = {step: plan.step(step) for step in steps}
-    other = Plan(plan.manifest, plan.seed, plan.batch, plan.shuffle)
+    other = Plan(plan.sources, plan.seed, plan.batch, shuffle=plan.shuffle)
     assert {step: other.step(step) for step in reversed(steps)} == asked
 
 
 def order(plan: Plan, epoch: int) -> list[tuple[int, int]]:
     """(shard, position) of an epoch's visits, for a plan of one row a step."""
-    total = plan.manifest.samples
-    return [plan.step(step)[0][3:] for step in range(epoch * total, (epoch + 1) * total)]
+    steps = range(epoch * plan.samples, (epoch + 1) * plan.samples)
+    return [plan.step(step)[0][4:] for step in steps]
 
 
 def test_epochs_and_seeds_differ_and_shuffle() -> None:
@@ -85,8 +93,8 @@ def test_epochs_and_seeds_differ_and_shuffle() -> None:
     assert all(other != first for other in others)
     assert order(Plan(small, 0, 1), 0) == first
     many = Plan(manifest([100], 8 * MEGABYTE), 0, 1)
-    first_windows = [{many.step(100 * epoch + n)[0].block for n in range(32)} for epoch in (0, 1)]
-    assert len(many.blocks) == 100
+    first_windows = [{many.step(100 * epoch + n)[0].block for n in range(16)} for epoch in (0, 1)]
+    assert many.orders[0].blocks == 100
     assert first_windows[0] != first_windows[1]
 
 
@@ -97,12 +105,12 @@ def test_without_shuffle_the_order_is_that_of_the_shards() -> None:
 
 def test_a_window_reads_few_blocks_and_each_only_once_an_epoch() -> None:
     plan = Plan(manifest([100] * 10, 4 * MEGABYTE), 0, 10)
-    assert {block.samples for block in plan.blocks} == {2}
-    seen = visits(plan, 100)
+    assert {plan.orders[0].block(number).samples for number in range(500)} == {2}
+    seen, window_blocks = visits(plan, 100), plan.orders[0].window_blocks
     windows = {ref.block: ref.window for ref in seen}
     assert all(windows[ref.block] == ref.window for ref in seen)
-    assert set(Counter(windows.values()).values()) <= {plan.window_blocks, 500 % plan.window_blocks}
-    assert plan.window_blocks * 8 * MEGABYTE == 256 * MEGABYTE
+    assert set(Counter(windows.values()).values()) <= {window_blocks, 500 % window_blocks}
+    assert window_blocks * 8 * MEGABYTE == 128 * MEGABYTE
 
 
 def test_too_few_samples_are_an_error_that_gives_both_numbers() -> None:
@@ -110,6 +118,8 @@ def test_too_few_samples_are_an_error_that_gives_both_numbers() -> None:
         Plan(manifest([3, 2]), 0, 6)
     with pytest.raises(DataError, match="0 samples"):
         Plan(manifest([0]), 0, 1)
+    with pytest.raises(DataError, match="no source"):
+        Plan((), 0, 1)
 
 
 def test_a_world_that_does_not_divide_the_batch_is_an_error() -> None:
@@ -121,4 +131,189 @@ def test_many_shards_cost_nothing_at_a_step() -> None:
     plan = Plan(manifest([1000] * 2000), 0, 512)
     plan.step(0)
     assert plan.steps_per_epoch == 2_000_000 / 512
-    assert len({ref.block for ref in plan.step(3000)}) <= 2 * plan.window_blocks
+    assert len({ref.block for ref in plan.step(3000)}) <= 2 * plan.orders[0].window_blocks
+
+
+# --- several sources, buckets, restarts ----------------------------------------------------------
+
+SIZES = ((64, 64), (96, 64), (64, 96))
+
+
+@st.composite
+def mixed(draw: st.DrawFn) -> Callable[[], Plan]:
+    """Makes the same plan anew each time: random shards, weights and buckets, images and all."""
+    seed = draw(st.integers(0, 2**40))
+    chosen = draw(st.sampled_from([1, 2, 3]))
+    shards = [draw(st.lists(st.integers(1, 40), min_size=1, max_size=5)) for _ in range(chosen)]
+    weights = [draw(st.floats(0.05, 1)) for _ in range(chosen)]
+    heavy = draw(st.sampled_from([1, MEGABYTE, 8 * MEGABYTE]))
+    sizes = draw(st.sampled_from([(), SIZES[:2], SIZES]))
+    buckets = Buckets(sizes=sizes, lengths=draw(st.sampled_from([(), (10,)])))
+    rng = random.Random(seed)
+    folder = tempfile.mkdtemp()
+    sources = tuple(
+        Source(indexed(f"{folder}/{n}", counts, heavy, rng), weight, f"source{n}")
+        for n, (counts, weight) in enumerate(zip(shards, weights, strict=True))
+    )
+    batch = draw(st.sampled_from([24, 48, 72]))
+    assume(all(kept(source, buckets) >= batch for source in sources))
+    return lambda: Plan(sources, seed, batch, buckets=buckets)
+
+
+def indexed(folder: str, counts: list[int], sample_bytes: int, rng: random.Random) -> Manifest:
+    """A dataset that has an index and no tars: the plan never reads those."""
+    shards = []
+    for number, count in enumerate(counts):
+        lines = b""
+        for place in range(count):
+            width, height = rng.choice([(64, 64), (90, 60), (60, 90), (120, 50), (8, 8)])
+            row = {"key": f"{place:03d}", "members": {"jpg": [place * 100, 100, 0]}}
+            row |= {"text": rng.randrange(20), "width": width, "height": height}
+            lines += json.dumps(row).encode() + b"\n"
+        url = f"file://{folder}/{number}.tar"
+        storage.write(f"{folder}/index/{number}.tar.jsonl.gz", gzip.compress(lines, mtime=0))
+        digest = hashlib.sha256(lines).hexdigest()
+        shards.append(Shard(url, count * sample_bytes, "etag", count, digest))
+    return Manifest(f"file://{folder}/index", tuple(shards))
+
+
+def kept(source: Source, buckets: Buckets) -> int:
+    found = [e for shard in source.manifest.shards for e in entries(source.manifest, shard)]
+    return sum(label(buckets, entry) >= 0 for entry in found)
+
+
+def bucket_of(plan: Plan, ref: Ref) -> int:
+    manifest = plan.sources[ref.source].manifest
+    return label(plan.buckets, entries(manifest, manifest.shards[ref.shard])[ref.position])
+
+
+@settings(max_examples=40)
+@given(mixed())
+def test_every_visit_comes_once_and_only_leftovers_wait(make: Callable[[], Plan]) -> None:
+    plan, steps = make(), 40
+    seen = Counter(visits(plan, steps))
+    assert set(seen.values()) == {1}
+    state = plan.state(steps)["sources"]
+    waiting = 0
+    for number, (source, at) in enumerate(zip(plan.sources, state, strict=True)):
+        everything = {
+            (shard, position)
+            for shard, found in enumerate(source.manifest.shards)
+            for position, entry in enumerate(entries(source.manifest, found))
+            if label(plan.buckets, entry) >= 0
+        }
+        for epoch in range(at["epoch"] + 1):
+            mine = {r[4:] for r in seen if (r.source, r.epoch) == (number, epoch)}
+            assert mine <= everything
+            waiting += len(everything - mine) if epoch < at["epoch"] else 0
+    assert waiting < plan.buckets.count * plan.batch, "less than a batch of each bucket waits"
+
+
+@settings(max_examples=40)
+@given(mixed())
+def test_a_batch_is_of_one_bucket_and_sources_have_their_shares(make: Callable[[], Plan]) -> None:
+    plan, steps = make(), 40
+    rows = Counter[int]()
+    for step in range(steps):
+        refs = plan.step(step)
+        rows.update(ref.source for ref in refs)
+        if plan.buckets.count > 1:
+            assert {bucket_of(plan, ref) for ref in refs} == {plan.bucket(step)}
+    if plan.buckets.count == 1 and not plan.buckets.sizes:
+        share = plan.mix.slots / plan.mix.slots.sum()
+        for source, wanted in enumerate(share):
+            assert abs(rows[source] - wanted * steps * plan.batch) <= len(share)
+
+
+@settings(max_examples=40)
+@given(mixed(), st.data())
+def test_any_restarts_on_any_worlds_see_the_same_batches(
+    make: Callable[[], Plan], data: st.DataObject
+) -> None:
+    """4 -> 2 -> 3 -> 8 workers and the like, killed anywhere, each with a plan of its own."""
+    steps = 30
+    calm = [make().step(step) for step in range(steps)]
+    plan, seen, step = make(), list[list[Ref]](), 0
+    while step < steps:
+        world = data.draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
+        until = data.draw(st.integers(step + 1, steps))
+        plan = make()
+        slices = [[plan.rows(n, rank, world) for n in range(step, until)] for rank in range(world)]
+        seen += [[ref for rows in group for ref in rows] for group in zip(*slices, strict=True)]
+        step = until
+    assert seen == calm
+
+
+@settings(max_examples=20)
+@given(mixed(), st.lists(st.integers(0, 3000), min_size=1, max_size=6))
+def test_far_steps_are_found_without_the_walk(make: Callable[[], Plan], steps: list[int]) -> None:
+    plan, walked = make(), make()
+    asked = {step: (plan.bucket(step), plan.step(step), plan.state(step)) for step in steps}
+    for step in range(max(steps) + 1):
+        found = (walked.bucket(step), walked.step(step), walked.state(step))
+        assert step not in asked or asked[step] == found
+
+
+def test_buckets_walk_as_the_definition_says() -> None:
+    """Against the walk itself: each row joins its queue, a full queue is the next step."""
+    rng = random.Random(5)
+    source = Source(indexed(tempfile.mkdtemp(), [300, 200, 500], MEGABYTE, rng))
+    plan = Plan((source,), 3, 32, buckets=Buckets(sizes=SIZES))
+    labels = [entries(source.manifest, shard) for shard in source.manifest.shards]
+    queues: dict[int, list[Ref]] = {}
+    steps: list[tuple[int, list[Ref]]] = []
+    for row in plan.orders[0].visits(np.arange(5000)).tolist():
+        ref = Ref(0, *row)
+        bucket = label(plan.buckets, labels[ref.shard][ref.position])
+        if bucket < 0:
+            continue
+        queue = queues.setdefault(bucket, [])
+        queue.append(ref)
+        if len(queue) == plan.batch:
+            ordered = sorted(queue, key=lambda r: (r.epoch, r.shard, r.position))
+            steps.append((bucket, ordered))
+            queues[bucket] = []
+    assert len(steps) > 100
+    assert [(plan.bucket(n), plan.step(n)) for n in range(len(steps))] == steps
+
+
+def test_what_a_plan_means_is_in_its_digest() -> None:
+    rng = random.Random(0)
+    one, two = (Source(indexed(tempfile.mkdtemp(), [40, 60], 1000, rng)) for _ in range(2))
+    base = Plan((one, two), 0, 20)
+    others = [
+        Plan((one, two), 1, 20),
+        Plan((one, two), 0, 10),
+        Plan((two, one), 0, 20),
+        Plan((one,), 0, 20),
+        Plan((one._replace(weight=3), two), 0, 20),
+        Plan((one, two), 0, 20, buckets=Buckets(sizes=((32, 32),))),
+    ]
+    assert len({plan.digest for plan in [base, *others]}) == 7
+    assert Plan((one, two), 0, 20).digest == base.digest
+    assert base.state(7) == {
+        "plan": base.digest,
+        "step": 7,
+        "sources": [{"epoch": 0, "position": 70}, {"epoch": 0, "position": 70}],
+    }
+
+
+def test_images_go_to_the_nearest_aspect_and_tiny_ones_nowhere() -> None:
+    buckets = Buckets(sizes=((64, 64), (128, 128), (96, 64)), lengths=(5, 20))
+    assert buckets.count == 9
+    names = {(200, 200): "128x128", (70, 70): "64x64", (150, 100): "96x64", (1000, 500): "96x64"}
+    for (width, height), name in names.items():
+        assert buckets.name(buckets.assign(width, height, 3)) == f"{name}, <= 5 chars"
+    assert buckets.name(buckets.assign(200, 200, 21)) == "128x128, longer"
+    assert buckets.assign(20, 20) == buckets.assign(None, None) == -1
+    assert buckets.crop(buckets.assign(96, 64), 192, 128) == pytest.approx(0)
+    assert buckets.crop(buckets.assign(64, 64), 128, 64) == pytest.approx(0.5)
+    for wrong in ({"sizes": [[0, 5]]}, {"lengths": [5, 5]}, {"enlarge": 0.5}):
+        with pytest.raises(ValidationError):
+            Buckets.model_validate(wrong)
+
+
+def test_dropping_leaves_too_few_is_an_error() -> None:
+    source = Source(indexed(tempfile.mkdtemp(), [30], 1000, random.Random(1)))
+    with pytest.raises(DataError, match="samples that fit a bucket cannot fill a batch of 30"):
+        Plan((source,), 0, 30, buckets=Buckets(sizes=((64, 64),)))

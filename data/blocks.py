@@ -1,0 +1,122 @@
+"""The bytes of samples, read ahead of the steps that need them: whole blocks, within a limit.
+
+A window's blocks are fetched once, kept while steps need them, and dropped when the stream has left
+the window. A few rows are fetched alone: those of the first steps, so that training begins before a
+window is here, and a rare bucket's leftovers, whose window is long gone.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from . import storage
+from .index import LineCache
+from .plan import Plan, Ref
+from .records import Record
+
+Place = tuple[int, int, int, int]
+"""(source, epoch, window, block) of a block in memory."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A sample as its shard holds it."""
+
+    shard: str
+    """URL of the shard."""
+    record: Record
+    blobs: dict[str, memoryview]
+    """Bytes of each member, by extension."""
+
+
+class Blocks:
+    """What is in memory of a plan's shards.
+
+    Args:
+        plan: what will be asked for.
+        pool: threads that fetch.
+        limit: bytes of blocks to hold or to be fetching; what the next step needs comes always.
+    """
+
+    def __init__(self, plan: Plan, pool: ThreadPoolExecutor, limit: int = 256 << 20) -> None:
+        self.plan, self.pool, self.limit = plan, pool, limit
+        self.lines = [LineCache(source.manifest) for source in plan.sources]
+        self._blocks: dict[Place, Future[tuple[int, memoryview]]] = {}
+        self._alone: dict[Ref, Future[tuple[int, memoryview]]] = {}
+        self._newest: dict[int, list[tuple[int, int]]] = {}
+        self._mean = [
+            order.block_samples * source.manifest.bytes // source.manifest.samples
+            for order, source in zip(plan.orders, plan.sources, strict=True)
+        ]
+
+    @property
+    def full(self) -> bool:
+        """Whether more blocks would pass the limit."""
+        return sum(self._mean[place[0]] for place in self._blocks) >= self.limit
+
+    def want(self, refs: Sequence[Ref], *, hurry: bool = False) -> None:
+        """Starts reading what is not here yet; in a hurry, large blocks are left for later."""
+        for ref in refs:
+            self._enter(ref.source, ref.epoch, ref.window)
+        missing = {ref[:4] for ref in refs if ref[:4] not in self._blocks}
+        hurry = hurry and sum(self._mean[place[0]] for place in missing) > 16 << 20
+        for ref in refs:
+            if ref[:4] in self._blocks:
+                continue
+            if hurry or ref[1:3] < self._newest[ref.source][0]:
+                self._alone[ref] = self.pool.submit(self._read_alone, ref)
+            else:
+                self._blocks[ref[:4]] = self.pool.submit(self._read, ref.source, ref.block)
+
+    def raw(self, ref: Ref) -> Raw:
+        """A visit's sample; waits for its bytes."""
+        record = self.record(ref)
+        alone = self._alone.pop(ref, None)
+        found = alone or self._blocks.get(ref[:4]) or self.pool.submit(self._read_alone, ref)
+        start, data = found.result()
+        return self._cut(ref, record, start, data)
+
+    def again(self, ref: Ref) -> Raw:
+        """A visit's sample, read anew: the bytes in memory were damaged on their way."""
+        return self._cut(ref, self.record(ref), *self._read_alone(ref))
+
+    def record(self, ref: Ref) -> Record:
+        """What the index says of a visit's sample."""
+        return self.lines[ref.source].of(ref.shard).entry(ref.position).record
+
+    def forget(self, refs: Sequence[Ref]) -> None:
+        """Drops the blocks of windows that no step after the one with `refs` will ask for."""
+        for source in {ref.source for ref in refs}:
+            oldest = min(ref[1:3] for ref in refs if ref.source == source)
+            oldest = max(oldest, self._newest[source][0]) if self.plan.tables else oldest
+            for place in [place for place in self._blocks if place[0] == source]:
+                if place[1:3] < oldest:
+                    del self._blocks[place]
+
+    def _enter(self, source: int, epoch: int, window: int) -> None:
+        """Remembers the two newest windows of each source, oldest first."""
+        known = self._newest.get(source, [])
+        self._newest[source] = sorted({*known, (epoch, window)})[-2:]
+
+    def _cut(self, ref: Ref, record: Record, start: int, data: memoryview) -> Raw:
+        blobs = {
+            extension: data[member.offset - start : member.offset - start + member.size]
+            for extension, member in record.members.items()
+        }
+        return Raw(self._url(ref.source, ref.shard), record, blobs)
+
+    def _read(self, source: int, number: int) -> tuple[int, memoryview]:
+        block = self.plan.orders[source].block(number)
+        lines = self.lines[source].of(block.shard)
+        first, last = lines.span(block.first, block.first + block.samples)
+        return first, self._span(source, block.shard, first, last)
+
+    def _read_alone(self, ref: Ref) -> tuple[int, memoryview]:
+        first, last = self.record(ref).span()
+        return first, self._span(ref.source, ref.shard, first, last)
+
+    def _span(self, source: int, shard: int, first: int, last: int) -> memoryview:
+        return memoryview(storage.read(self._url(source, shard), first, last))
+
+    def _url(self, source: int, shard: int) -> str:
+        return self.plan.sources[source].manifest.shards[shard].url
