@@ -1,12 +1,11 @@
 """Aspect-ratio and text-length buckets: which batch shape a sample belongs to, from the index.
 
 Aspect buckets after NovelAI's (2022): a sample goes to the frame whose aspect ratio is nearest,
-so that a crop takes little away. Buckets S sizes x T lengths.
+so that a crop takes little away. S sizes, N samples.
 """
 
 import io
 import logging
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pydantic import Field, field_validator
 from ..config import Record, digest
 from ..errors import DataError, StorageError
 from . import storage
-from .index import Entry, Manifest, open_lines
+from .index import Manifest, open_lines
 from .order import Order
 
 log = logging.getLogger("diptych")
@@ -63,38 +62,49 @@ class Buckets(Record):
         parts = [f"{size[0]}x{size[1]}"] if size else []
         return ", ".join([*parts, *([bounds[length]] if self.lengths else [])]) or "all"
 
-    def assign(self, width: int | None, height: int | None, chars: int = 0) -> int:
-        """The bucket of a sample with an image of width x height pixels; -1 where none fits.
+    def assign(self, shapes_3N: np.ndarray) -> np.ndarray:
+        """(N,) bucket of samples, -1 where none fits.
 
-        Of frames with one aspect ratio the largest that needs no enlarging wins, else the smallest.
+        The nearest aspect ratio wins; of frames that share it the largest that needs no enlarging,
+        else the smallest.
+
+        Args:
+            shapes_3N: width and height of the image in pixels, 0 for none, and characters of text.
         """
-        size = 0
+        width_N, height_N, chars_N = shapes_3N
+        size_N, fits_N = np.zeros(len(width_N), dtype=np.int64), np.ones(len(width_N), dtype=bool)
         if self.sizes:
-            if not width or not height:
-                return -1
-            size = min(range(len(self.sizes)), key=lambda one: self._rank(one, width, height))
-            if self._scale(size, width, height) > self.enlarge:
-                return -1
-        length = sum(chars > bound for bound in self.lengths)
-        return size * (len(self.lengths) + 1) + length
+            imaged_N = (width_N > 0) & (height_N > 0)
+            sides_2N = np.where(imaged_N, shapes_3N[:2], 1)
+            scale_SN = self._scales(*sides_2N)
+            size_N = self._choose(sides_2N, scale_SN)
+            fits_N = imaged_N & (scale_SN[size_N, np.arange(len(size_N))] <= self.enlarge)
+        length_N = np.searchsorted(np.array(self.lengths, dtype=np.int64), chars_N)
+        return np.where(fits_N, size_N * (len(self.lengths) + 1) + length_N, -1)
 
-    def crop(self, bucket: int, width: int, height: int) -> float:
-        """Share of the image's pixels that a bucket's frame cuts away, 0 to 1."""
-        size = self.size(bucket)
-        if size is None:
-            return 0.0
-        scale = max(size[0] / width, size[1] / height)
-        return 1 - size[0] * size[1] / (scale * scale * width * height)
+    def crops(self, bucket_N: np.ndarray, shapes_3N: np.ndarray) -> np.ndarray:
+        """(N,) share of each image's pixels that its bucket's frame cuts away, 0 to 1."""
+        if not self.sizes:
+            return np.zeros(len(bucket_N))
+        size_N = bucket_N // (len(self.lengths) + 1)
+        scale_N = self._scales(*shapes_3N[:2])[size_N, np.arange(len(size_N))]
+        area_N = np.array(self.sizes).prod(1)[size_N]
+        return 1 - area_N / (scale_N**2 * shapes_3N[0] * shapes_3N[1])
 
-    def _rank(self, size: int, width: int, height: int) -> tuple[float, bool, float]:
-        frame_width, frame_height = self.sizes[size]
-        off = abs(math.log(width / height) - math.log(frame_width / frame_height))
-        grows = self._scale(size, width, height) > 1
-        area = frame_width * frame_height
-        return round(off, 6), grows, area if grows else -area
+    def _choose(self, sides_2N: np.ndarray, scale_SN: np.ndarray) -> np.ndarray:
+        frames_S2 = np.array(self.sizes, dtype=float)
+        aspect_S = np.log(frames_S2[:, 0] / frames_S2[:, 1])
+        off_SN = np.abs(np.log(sides_2N[0] / sides_2N[1]) - aspect_S[:, None]).round(6)
+        area_S = frames_S2.prod(1)[:, None]
+        grows_SN = scale_SN > 1
+        order_SN = np.lexsort((np.where(grows_SN, area_S, -area_S), grows_SN, off_SN), axis=0)
+        return order_SN[0]
 
-    def _scale(self, size: int, width: int, height: int) -> float:
-        return max(self.sizes[size][0] / width, self.sizes[size][1] / height)
+    def _scales(self, width_N: np.ndarray, height_N: np.ndarray) -> np.ndarray:
+        """(S, N) by how much each image must be scaled to cover each frame."""
+        frames_S2 = np.array(self.sizes, dtype=float)
+        across_SN = frames_S2[:, :1] / width_N
+        return np.maximum(across_SN, frames_S2[:, 1:] / height_N)
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,6 @@ class Table:
     """uint16, samples of each block in each bucket; what is missing was dropped."""
     crops_B: np.ndarray
     """float64, sum over a bucket's samples of the share that is cut away."""
-
-
-def label(buckets: Buckets, entry: Entry) -> int:
-    """The bucket of an indexed sample, -1 for none."""
-    return buckets.assign(entry.width, entry.height, entry.text_chars)
 
 
 def count(
@@ -158,13 +163,16 @@ def _count_shard(
     lines = open_lines(manifest, manifest.shards[number])
     for block in order.shard_blocks(number):
         _, first, samples = order.block(block)
-        found, cut = np.zeros(buckets.count, dtype=np.uint16), np.zeros(buckets.count)
-        for entry in lines.entries(first, first + samples):
-            bucket = label(buckets, entry)
-            if bucket >= 0:
-                found[bucket] += 1
-                cut[bucket] += buckets.crop(bucket, entry.width or 1, entry.height or 1)
-        yield block, found, cut
+        shapes_3N = lines.shapes(first, first + samples)
+        bucket_N = buckets.assign(shapes_3N)
+        kept = bucket_N >= 0
+        found_N = bucket_N[kept]
+        cut_N = buckets.crops(found_N, shapes_3N[:, kept])
+        yield (
+            block,
+            np.bincount(found_N, minlength=buckets.count),
+            np.bincount(found_N, weights=cut_N, minlength=buckets.count),
+        )
 
 
 def _keep(url: str, table: Table) -> None:

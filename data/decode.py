@@ -134,7 +134,8 @@ def sample(
     """Everything in a sample that is of a known format, each member checked against its crc32.
 
     Returns `image` (H, W, 3) uint8 RGB or None, `size` (width, height) of the whole upright image
-    or None, `text` or None, `fields` of the json and cls members, and `arrays`: `x.npy` by the name x.
+    or None, `text` or None, `fields` of the json and cls members, and `arrays`: `x.npy` by its
+    name x.
 
     Args:
         record: the sample as it was indexed.

@@ -167,7 +167,16 @@ class Lines:
 
     def entry(self, position: int) -> Entry:
         """The sample at a place of the shard."""
-        return _entry(self._data[self._starts[position] : self._starts[position + 1]])
+        return _entry(self._line(position))
+
+    def shapes(self, first: int, last: int) -> np.ndarray:
+        """(3, N) int64 of the samples [first, last): image width, height, characters of text."""
+        rows = [json.loads(self._line(position)) for position in range(first, last)]
+        found = [(row.get("width", 0), row.get("height", 0), row["text"]) for row in rows]
+        return np.array(found, dtype=np.int64).reshape(-1, 3).T
+
+    def _line(self, position: int) -> bytes:
+        return self._data[self._starts[position] : self._starts[position + 1]]
 
     def entries(self, first: int, last: int) -> list[Entry]:
         """The samples [first, last)."""

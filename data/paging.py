@@ -93,6 +93,7 @@ class Paging:
     ) -> None:
         self.mix, self.batch = mix, batch
         self.tallies = [Tally(*one) for one in zip(orders, tables, labels, strict=True)]
+        self._at = 0
         self._page = functools.lru_cache(128)(self._page_of)
         self._before = functools.lru_cache(1024)(self._before_of)
 
@@ -110,15 +111,23 @@ class Paging:
         return self._batch(step - 1)[0] + 1 if step else 0
 
     def _batch(self, step: int) -> tuple[int, int, int]:
-        page = self._search(step, self._batches)
-        found = self._page(page)
-        return found.done[step - self._batches(found.before_B)]
+        page = self._find(step, self._batches)
+        return page.done[step - self._batches(page.before_B)]
+
+    def _find(self, target: int, measure: Callable[[np.ndarray], int]) -> Page:
+        """The page in which `measure` passes the target; mostly where the last one was found."""
+        for near in (self._at, self._at + 1):
+            if measure(self._before(near)) <= target < measure(self._before(near + 1)):
+                self._at = near
+                return self._page(near)
+        self._at = self._search(target, measure)
+        return self._page(self._at)
 
     def _items(self, bucket: int, first: int, last: int) -> np.ndarray:
         """Rows of the stream that are items [first, last) of a bucket."""
         parts: list[np.ndarray] = []
         while first < last:
-            page = self._page(self._search(first, lambda counts_B: int(counts_B[bucket])))
+            page = self._find(first, lambda counts_B: int(counts_B[bucket]))
             start = first - int(page.before_B[bucket])
             parts.append(page.rows[bucket][start : start + last - first])
             first += len(parts[-1])

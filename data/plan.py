@@ -4,6 +4,7 @@ The data is one source or several mixed by weight; with buckets, a batch is of o
 when the stream has brought enough of it. World size, workers and restarts only slice the sequence.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..config import digest
 from ..errors import DataError
-from .buckets import Buckets, Table, count, label
+from .buckets import Buckets, Table, count
 from .index import LineCache, Manifest
 from .mix import Mix
 from .order import Order
@@ -80,6 +81,7 @@ class Plan:
         ]
         for source in mixed:
             self._require(source.manifest.samples, source.manifest.url)
+        self._sorted = functools.lru_cache(2)(self._rows_of)
         self.tables: list[Table] = []
         self._paging: Paging | None = None
         if self.buckets.count > 1 or self.buckets.sizes:
@@ -150,7 +152,7 @@ class Plan:
         rows = self._sorted(step)[first:last].tolist()
         return [Ref(*row) for row in rows]
 
-    def _sorted(self, step: int) -> np.ndarray:
+    def _rows_of(self, step: int) -> np.ndarray:
         """(batch, 6): the columns of `Ref`, by source, epoch, shard and position."""
         if self._paging:
             rows = self._paging.rows(step)
@@ -195,8 +197,7 @@ def _labels(manifest: Manifest, order: Order, buckets: Buckets) -> Callable[[int
 
     def labels(block: int) -> np.ndarray:
         shard, first, samples = order.block(block)
-        found = lines.of(shard).entries(first, first + samples)
-        return np.array([label(buckets, entry) for entry in found])
+        return buckets.assign(lines.of(shard).shapes(first, first + samples))
 
     return labels
 
