@@ -193,7 +193,7 @@ def _ledger(story: Story) -> str:
     distinct = len({(line.shard, line.key) for line in lines})
     checked = ledger.verify(place, lines)
     return (
-        f"steps 0:{steps}: {len(lines)} samples, {distinct} distinct of {plan.manifest.samples}; "
+        f"steps 0:{steps}: {len(lines)} samples, {distinct} distinct of {plan.samples}; "
         f"{checked} slices as the ranks recorded them"
     )
 

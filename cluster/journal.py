@@ -6,14 +6,23 @@ every rank's rows in `ledger/`, and rank 0's metrics rows in `metrics/`.
 
 import json
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data import storage
 from ..data.batch import Batch
+from ..data.holes import Hole, Holes
 from ..pretrain.rundir import RunDir
 
-Page = tuple[list[tuple[int, int]], list[dict[str, Any]]]
-"""([(step, crc32 of the keys)], [metrics row])."""
+
+class Page(NamedTuple):
+    """What one rank has to tell of the steps between two checkpoints."""
+
+    notes: list[tuple[int, int]]
+    """(step, crc32 of the keys)."""
+    rows: list[dict[str, Any]]
+    """Metrics; rank 0's."""
+    holes: list[Hole]
+    """Samples that were left out, damaged."""
 
 
 class Journal:
@@ -21,21 +30,22 @@ class Journal:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self._page: Page = ([], [])
+        self.holes: Holes | None = None
+        self._page = Page([], [], [])
 
     def note(self, step: int, batch: Batch) -> None:
         """Records a rank's rows of a step."""
-        self._page[0].append((step, keys_digest(batch.keys)))
+        self._page.notes.append((step, keys_digest(batch.keys)))
 
     def row(self, row: dict[str, Any]) -> None:
         """Records a row of metrics; rank 0's are kept."""
         if self.rank == 0:
-            self._page[1].append(row)
+            self._page.rows.append(row)
 
     def turn(self) -> Page:
         """The page so far; a new one begins."""
-        page, self._page = self._page, ([], [])
-        return page
+        page, self._page = self._page, Page([], [], [])
+        return page._replace(holes=self.holes.turn()) if self.holes else page
 
 
 def keys_digest(keys: tuple[str, ...] | list[str]) -> int:
@@ -45,11 +55,13 @@ def keys_digest(keys: tuple[str, ...] | list[str]) -> int:
 
 def put(run: str, step: int, attempt: int, rank: int, page: Page) -> None:
     """Stores a page of the steps up to `step`."""
-    notes, rows = page
-    url = storage.join(run, "ledger", f"{step:08d}-{attempt:04d}-{rank}.json")
-    storage.write(url, json.dumps(notes).encode())
+    name = f"{step:08d}-{attempt:04d}-{rank}.json"
+    storage.write(storage.join(run, "ledger", name), json.dumps(page.notes).encode())
+    if page.holes:
+        found = [hole._asdict() for hole in page.holes]
+        storage.write(storage.join(run, "holes", name), json.dumps(found).encode())
     if rank == 0:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in page.rows)
         storage.write(storage.join(run, "metrics", f"{step:08d}.jsonl"), text.encode())
 
 
@@ -59,6 +71,14 @@ def metrics(place: RunDir, until: int) -> list[dict[str, Any]]:
     rows = [row for name in names for row in place.rows(f"metrics/{name}")]
     found = {row["step"]: row for row in rows if row["step"] <= until}
     return [found[step] for step in sorted(found)]
+
+
+def holes(place: RunDir, until: int | None = None) -> list[Hole]:
+    """The damaged samples that steps up to `until` left out; a sample comes once."""
+    names = storage.children(place.at("holes"))
+    kept = [name for name in names if until is None or int(name.partition("-")[0]) <= until]
+    rows = [row for name in kept for row in json.loads(storage.read(place.at("holes", name)))]
+    return list({(row["shard"], row["key"]): Hole(**row) for row in rows}.values())
 
 
 def ledger(place: RunDir) -> dict[tuple[int, int], int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..data import storage
-from ..data.loader import Index
+from ..data.index import LineCache
 from ..data.plan import Plan
 from ..errors import DataError, RunError
 from ..pretrain.rundir import RunDir
@@ -56,14 +56,13 @@ def lines(place: RunDir, plan: Plan, first: int, last: int) -> Iterator[Line]:
     tried = attempts(place)
     if not tried:
         raise RunError(f"{place.url} has not trained yet; there is nothing in its ledger.")
-    found = Index(plan.manifest)
+    found = [LineCache(source.manifest) for source in plan.sources]
     for step in range(first, last):
         world = [each.world for each in tried if each.start <= step][-1]
         for rank in range(world):
             for ref in plan.rows(step, rank, world):
-                shard = storage.name(plan.manifest.shards[ref.shard].url)
-                key = found.of(ref.shard)[ref.position].record.key
-                yield Line(step, rank, shard, key, ref.epoch)
+                key = found[ref.source].of(ref.shard).entry(ref.position).record.key
+                yield Line(step, rank, plan.label(ref), key, ref.epoch)
 
 
 def verify(place: RunDir, told: list[Line]) -> int:

@@ -7,7 +7,7 @@ import torch
 from ..data import tokens
 from ..pretrain.run import Run
 from .shapes import Shape, deepspeed_config
-from .worker import open_plan
+from .worker import open_plan, settled
 
 _BYTES = {"fp32": 4, "bf16": 2}
 
@@ -15,6 +15,7 @@ _BYTES = {"fp32": 4, "bf16": 2}
 def plan(run: Run, shape: Shape) -> dict[str, Any]:
     """Facts about a run, each under its name; raises what starting it would raise."""
     micro = shape.micro_rows(run)
+    run = settled(run)
     chart = open_plan(run)
     text = tokens.load(run.data.tokenizer, run.model.tokens)
     with torch.device("meta"):
@@ -32,9 +33,18 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
         "model": run.model.kind,
         "objectives": ", ".join(objective.kind for objective in run.objectives),
         "parameters": parameters,
-        "samples": chart.manifest.samples,
-        "shards": len(chart.manifest.shards),
-        "bytes": chart.manifest.bytes,
+        "samples": chart.samples,
+        "shards": sum(len(source.manifest.shards) for source in chart.sources),
+        "bytes": sum(source.manifest.bytes for source in chart.sources),
+        **{
+            f"rows of {source.name}": f"{slots / chart.mix.slots.sum():.2%}"
+            for source, slots in zip(chart.sources, chart.mix.slots, strict=True)
+            if source.name
+        },
+        **{
+            f"bucket {row['bucket']}": f"{row['samples']:,} samples, {row['cropped']:.1%} cropped"
+            for row in chart.table()
+        },
         "batch": run.batch,
         "workers": shape.workers,
         "micro-batch": micro,
@@ -46,7 +56,8 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
         "bytes of a checkpoint": parameters * 12,
         "bytes of memory per worker, without activations": sum(memory.values()),
         **{f"  of which {name}": size for name, size in memory.items()},
-        "blocks of a shuffle window": chart.window_blocks,
-        "data digest": chart.manifest.digest,
+        "blocks of a shuffle window": chart.orders[0].window_blocks,
+        "data digest": chart.data,
+        "plan digest": chart.digest,
         "deepspeed": deepspeed_config(run, shape),
     }

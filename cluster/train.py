@@ -22,7 +22,7 @@ from ..pretrain.rundir import RunDir
 from .launch import cluster, drive
 from .shapes import Shape
 from .track import STOP, Tracker
-from .worker import open_plan
+from .worker import open_plan, settled
 
 _SILENT_S = 60.0
 
@@ -52,15 +52,16 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
     place.create(
         run,
         {
-            "data": plan.manifest.digest,
-            "samples": plan.manifest.samples,
+            "data": plan.data,
+            "plan": plan.digest,
+            "samples": plan.samples,
             "diptych": __version__,
             "python": platform.python_version(),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )
     storage.write(place.at("tokenizer.json"), text)
-    return place, plan.manifest.digest
+    return place, plan.data
 
 
 def train(
@@ -72,6 +73,7 @@ def train(
         Stopped: Ctrl-C or SIGTERM; a checkpoint is kept and the same call goes on from there.
         DiptychError: whatever a user can mend.
     """
+    run = settled(run)
     place, data = prepare(run, shape, url)
     with cluster(address, shape):
         return run_on(run, shape, place, data, console=console)

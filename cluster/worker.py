@@ -1,11 +1,13 @@
 """One rank: the only place where data, model, engine and run directory meet."""
 
 import logging
+import math
 import os
 import queue
 import socket
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,10 +15,11 @@ import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..config import digest
-from ..data import index, tokens
+from ..data import index, storage, tokens
+from ..data.holes import Holes
 from ..data.loader import Loader
 from ..data.loader import Recipe as Rows
-from ..data.plan import Plan
+from ..data.plan import Plan, Source
 from ..errors import DataError
 from ..finetune.parts import KINDS
 from ..finetune.start import fresh_task
@@ -24,6 +27,7 @@ from ..pretrain.checkpoint import open_checkpoint
 from ..pretrain.loop import train
 from ..pretrain.run import Run, parse_run
 from ..pretrain.rundir import RunDir
+from . import journal
 from .checkpoint import Writer
 from .job import Event, Job, Place
 from .journal import Journal
@@ -88,6 +92,8 @@ class Worker:
             keep=shape.keep_checkpoints,
             journal=self._journal,
         )
+        holes = Holes(plan, run.data.faults, journal.holes(place, job.start))
+        self._journal.holes = holes
         engine = DeepSpeedEngine(fresh_task(run, text), run, shape, writer)
         if checkpoint:
             engine.restore(checkpoint)
@@ -100,12 +106,15 @@ class Worker:
                 image_size=run.model.image_size,
                 seed=run.seed,
                 needs=run.model.needs,
+                exact=run.data.exact,
             ),
             rank=self.rank,
             world=world,
             start=job.start,
             stop=run.steps,
+            threads=max(2, shape.cpus_per_worker),
             pin=shape.gpus_per_worker > 0,
+            holes=holes,
         )
         return train(
             engine,
@@ -125,19 +134,42 @@ class Worker:
         self._events.put(Event("log", self.rank, {"text": text}))
 
 
-def open_plan(run: Run, data: str | None = None) -> Plan:
+def open_plan(
+    run: Run, data: str | None = None, counted: Callable[[int], None] = lambda shards: None
+) -> Plan:
     """The plan of a run's training data.
 
     Raises:
         DataError: `data` is given, and the dataset's digest is another.
     """
-    manifest = index.open_manifest(run.data.train)
-    if data and manifest.digest != data:
+    sources = [
+        Source(index.open_manifest(one.url), one.weight, name)
+        for one, name in zip(run.data.sources, _names(run), strict=True)
+    ]
+    plan = Plan(sources, run.seed, run.batch, buckets=run.data.buckets, counted=counted)
+    if data and plan.data != data:
         raise DataError(
-            f"{run.data.train} changed since the run began (digest {manifest.digest}, was {data}). "
+            f"{' + '.join(one.url for one in run.data.sources)} changed since the run began "
+            f"(digest {plan.data}, was {data}). "
             "Start a run under another name, or restore the data."
         )
-    return Plan(manifest, run.seed, run.batch)
+    return plan
+
+
+def settled(run: Run) -> Run:
+    """The run with its epochs counted in steps."""
+    if run.epochs is None:
+        return run
+    steps = max(1, math.ceil(run.epochs * open_plan(run).steps_per_epoch))
+    return run.model_copy(update={"steps": steps, "epochs": None})
+
+
+def _names(run: Run) -> list[str]:
+    """What stands before the shards of each source: nothing, where there is but one."""
+    names = [storage.name(one.url) for one in run.data.sources]
+    if len(names) == 1:
+        return [""]
+    return [f"{name}.{n}" if names.count(name) > 1 else name for n, name in enumerate(names)]
 
 
 def spawn(rank: int, shape: Shape, slots: Any) -> Any:

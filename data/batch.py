@@ -27,6 +27,9 @@ class Batch:
     """bool, True where `tokens_BL` holds a token of the text."""
     fields: tuple[Mapping[str, Any], ...]
     """The sample's own JSON record: question, answer, whatever the shard carried."""
+    hole_B: Tensor | None = None
+    """bool, True for rows that were left out (see `holes.py`): they keep their place and train
+    nothing. None where there are none."""
 
     @property
     def rows(self) -> int:
@@ -53,4 +56,5 @@ class Batch:
             image_BCHW=move(self.image_BCHW),
             tokens_BL=move(self.tokens_BL),
             real_BL=move(self.real_BL),
+            hole_B=None if self.hole_B is None else move(self.hole_B),
         )

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ def _upright(width: int, height: int, turn: int) -> tuple[int, int]:
 
 def sample(
     record: Record,
-    blobs: dict[str, Blob] | dict[str, bytes],
+    blobs: Mapping[str, Blob],
     *,
     shard: str,
     fit: tuple[int, int] | None = None,

@@ -171,14 +171,15 @@ class Loader:
         if self.plan.buckets.lengths:  # short texts came together so that padding can go
             longest = max(1, int(real_BL.sum(1).max()))
             tokens_BL, real_BL = tokens_BL[:, :longest], real_BL[:, :longest]
+        holes = [row.hole for row in rows]
         batch = Batch(
             keys=tuple(row.key for row in rows),
             draws_B=torch.tensor([row.draw for row in rows]),
             image_BCHW=image_BCHW,
             tokens_BL=tokens_BL,
             real_BL=real_BL,
-            hole_B=torch.tensor([row.hole for row in rows]),
             fields=tuple(row.fields for row in rows),
+            hole_B=torch.tensor(holes) if any(holes) else None,
         )
         return batch.pinned() if self.pin else batch
 

@@ -114,6 +114,19 @@ class Plan:
         weights = self.mix.slots.tolist()
         return _hash([self.data, weights, digest(self.buckets), self.seed, self.batch])
 
+    def table(self) -> list[dict[str, Any]]:
+        """What the buckets hold: name, samples of an epoch, mean share cropped; dropped last."""
+        if not self.tables:
+            return []
+        counts_B = np.sum([table.counts_NB.sum(0, dtype=np.int64) for table in self.tables], 0)
+        crops_B = np.sum([table.crops_B for table in self.tables], 0) / np.maximum(1, counts_B)
+        rows: list[dict[str, Any]] = [
+            {"bucket": self.buckets.name(number), "samples": int(samples), "cropped": float(crop)}
+            for number, (samples, crop) in enumerate(zip(counts_B, crops_B, strict=True))
+        ]
+        dropped = self.samples - int(np.sum(counts_B))
+        return [*rows, {"bucket": "dropped", "samples": dropped, "cropped": 0.0}]
+
     def state(self, step: int) -> dict[str, Any]:
         """The small record that says where the stream stands after `step` steps."""
         row = self._paging.frontier(step) if self._paging else step * self.batch

@@ -17,6 +17,11 @@ class Model(Part):
     """Text length, special tokens included; longer texts are cut."""
 
     @property
+    def any_size(self) -> bool:
+        """Whether images may be of other sizes than a square of `image_size`."""
+        return False
+
+    @property
     def needs(self) -> frozenset[str]:
         """Which of `text` and `image` every sample must have."""
         return frozenset({"text", "image"})

@@ -7,29 +7,66 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..config import Kinds, Record, override, parse, pick
 from ..data import storage
+from ..data.buckets import Buckets
+from ..data.holes import Budget
 from ..data.tokens import Text
 from .model import Model
 from .objective import Objective, Words
 from .task import Task
 
 
+class Source(Record):
+    """One of several datasets that are mixed."""
+
+    url: str
+    """Folder of indexed tars."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the rows, relative to the other sources'."""
+
+    @field_validator("url")
+    @classmethod
+    def _place(cls, url: str) -> str:
+        return storage.absolute(url)
+
+
 class Data(Record):
     """What is read."""
 
-    train: str
-    """Folder of indexed tars: s3://bucket/folder, or a path."""
+    train: str | tuple[Source, ...]
+    """Folder of indexed tars: s3://bucket/folder, or a path; or several, each with its weight."""
     test: str | None = None
     """Another such folder, for `evaluate`."""
     tokenizer: str
     """A tokenizer.json, or the name of a repository on the hub."""
     text: str = "txt"
     """Where a sample's text stands: `txt`, or a field of its JSON record such as `question`."""
+    buckets: Buckets = Buckets()
+    """What batches are sorted by: aspect ratio, length of the text; nothing by default."""
+    faults: Budget = Budget()
+    """How many damaged samples are stepped over."""
+    exact: bool = False
+    """Decode every image in full; by default only as far as its frame needs."""
 
     @field_validator("train", "test", "tokenizer")
     @classmethod
-    def _place(cls, url: str | None) -> str | None:
+    def _place(cls, url: Any) -> Any:
         """Whole URLs, since a worker may run in another folder; a hub's name stays a name."""
-        return _whole(url)
+        return _whole(url) if isinstance(url, str) else url
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Data":
+        if not self.train:
+            raise ValueError("train names no dataset")
+        if self.buckets.lengths and self.text != "txt":
+            raise ValueError(
+                f"buckets.lengths sorts by the length of .txt members; text is {self.text!r}"
+            )
+        return self
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The datasets of `train`."""
+        return (Source(url=self.train),) if isinstance(self.train, str) else self.train
 
 
 class Optim(Record):
@@ -56,6 +93,8 @@ class Run(Record):
     batch: int = Field(default=128, ge=1)
     """Rows of a global batch, over all workers."""
     steps: int = Field(default=1000, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, instead of `steps`."""
     seed: int = Field(default=0, ge=0)
     start_from: str | None = None
     """A finished run whose weights this one starts from; heads of other objectives are left out."""
@@ -85,6 +124,11 @@ class Run(Record):
         names = [objective.kind for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives {names} name one twice")
+        if self.data.buckets.sizes and not self.model.any_size:
+            raise ValueError(
+                f"model {self.model.kind!r} takes square images of {self.model.image_size} pixels; "
+                "leave data.buckets.sizes empty"
+            )
         if self.checkpoint_steps % self.log_steps:
             raise ValueError(
                 f"checkpoint_steps {self.checkpoint_steps} is not a multiple of log_steps "

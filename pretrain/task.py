@@ -70,13 +70,15 @@ class Task(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of a batch. Equal rows a rank make the mean over ranks the global mean."""
-        _, scores = self.scores(batch)
+        seen, scores = self.scores(batch)
+        holes_B = seen.view.batch.hole_B
         total = torch.zeros((), device=self.model.words.weight.device)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for objective in self.objectives:
             score = scores[objective.kind]
-            summed = (score.loss_B * score.valid_B).sum()
+            valid_B = score.valid_B if holes_B is None else score.valid_B & ~holes_B
+            summed = (score.loss_B * valid_B).sum()
             total = total + objective.weight * summed / batch.rows
-            sums[f"{objective.kind}.loss"] = (summed.detach(), score.valid_B.sum())
+            sums[f"{objective.kind}.loss"] = (summed.detach(), valid_B.sum())
             sums[f"{objective.kind}.accuracy"] = (score.hits, score.tries)
         return Losses(total=total, sums=sums)

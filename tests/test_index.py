@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import pickle
@@ -102,7 +103,7 @@ def test_what_an_interrupted_run_has_finished_is_kept(samples: Samples, dataset:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff", b'{"url": 3}'])
-@pytest.mark.parametrize("name", ["00000.tar.jsonl", "00000.tar.json"])
+@pytest.mark.parametrize("name", ["00000.tar.jsonl.gz", "00000.tar.json"])
 def test_indexing_again_mends_a_damaged_index(
     samples: Samples, dataset: Dataset, name: str, damage: bytes
 ) -> None:
@@ -115,8 +116,11 @@ def test_indexing_again_mends_a_damaged_index(
 def test_lines_of_another_shard_are_stale(samples: Samples, dataset: Dataset) -> None:
     built = dataset([samples(3), samples(3)])
     lines = storage.local_path(built.lines_url(built.shards[0]))
-    lines.write_bytes(lines.read_bytes().replace(b"000001", b"000007"))
-    with pytest.raises(StaleIndexError, match=r"00000\.tar\.jsonl is not what its manifest names"):
+    other = gzip.decompress(lines.read_bytes()).replace(b"000001", b"000007")
+    lines.write_bytes(gzip.compress(other))
+    with pytest.raises(
+        StaleIndexError, match=r"jsonl\.gz is not what its manifest names"
+    ):
         index.entries(built, built.shards[0])
     assert len(index.entries(built, built.shards[1])) == 3
 

@@ -175,7 +175,7 @@ def test_an_undecodable_sample_is_raised_where_it_is_needed(
 
 
 def test_a_shard_that_changed_is_an_error(samples: Samples, plan: Plan, text: Text) -> None:
-    shard = plan.manifest.shards[1]
+    shard = plan.sources[0].manifest.shards[1]
     data = storage.read(shard.url)
     storage.write(shard.url, data.replace(b"a picture with number 9", b"a picture with number 7"))
     with pytest.raises(ShardError, match=r"00001\.tar: 000009\.txt is not the file"):
@@ -189,7 +189,7 @@ def test_a_shard_that_changed_is_an_error(samples: Samples, plan: Plan, text: Te
 
 
 def test_an_index_that_changed_is_an_error(plan: Plan, text: Text) -> None:
-    storage.write(plan.manifest.lines_url(plan.manifest.shards[2]), b"")
+    storage.write(plan.sources[0].manifest.lines_url(plan.sources[0].manifest.shards[2]), b"")
     with pytest.raises(StaleIndexError, match=r"00002\.tar\.jsonl"):
         list(Loader(plan, text, RECIPE, stop=STEPS))
 
@@ -206,8 +206,8 @@ def test_dropping_the_iterator_leaves_no_thread(plan: Plan, text: Text, taken: i
 
 
 def test_once_is_every_sample_once_in_order(plan: Plan, text: Text) -> None:
-    found = list(loader.once(plan.manifest, text, RECIPE, batch=8))
+    found = list(loader.once(plan.sources[0].manifest, text, RECIPE, batch=8))
     assert [batch.rows for batch in found] == [8, 8, 4]
     assert [int(key[-6:]) for batch in found for key in batch.keys] == list(range(20))
-    some = list(loader.once(plan.manifest, text, RECIPE, batch=8, limit=5))
+    some = list(loader.once(plan.sources[0].manifest, text, RECIPE, batch=8, limit=5))
     assert [int(key[-6:]) for batch in some for key in batch.keys] == list(range(5))
