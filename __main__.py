@@ -317,6 +317,26 @@ def ledger(
     print(f"{len(lines)} samples; {checked} of {slices} slices recorded by ranks", file=sys.stderr)
 
 
+@data_app.command("replay")
+def data_replay(
+    run: RunArg,
+    step: Annotated[int, typer.Option(help="Counts from 0, as in the metrics minus one.")],
+    out: Annotated[Path, typer.Option(help="A folder for the batch.")] = Path("replay"),
+    runs: Runs = "runs",
+    json_: Json = False,
+) -> None:
+    """Rebuild the exact batch of a step, for a look at a loss spike.
+
+    Examples:
+
+        diptych data replay vlp_easy --step 812 --out spike
+    """
+    from .cluster.jobs import find
+    from .cluster.replay import replay
+
+    show(replay(find(run, runs), step, out), json_, title=f"step {step}")
+
+
 def _not_built(what: str, instead: str) -> None:
     print(f"{what} is not built yet; {instead}.", file=sys.stderr)
     raise typer.Exit(3)

@@ -18,7 +18,6 @@ from ..config import digest
 from ..data import index, storage, tokens
 from ..data.holes import Holes
 from ..data.loader import Loader
-from ..data.loader import Recipe as Rows
 from ..data.plan import Plan, Source
 from ..errors import DataError
 from ..finetune.parts import KINDS
@@ -101,13 +100,7 @@ class Worker:
         loader = Loader(
             plan,
             text,
-            Rows(
-                text=run.data.text,
-                image_size=run.model.image_size,
-                seed=run.seed,
-                needs=run.model.needs,
-                exact=run.data.exact,
-            ),
+            run.rows,
             rank=self.rank,
             world=world,
             start=job.start,

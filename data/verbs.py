@@ -109,6 +109,26 @@ def data_preview(
     console.print(str(out.absolute()), soft_wrap=True, highlight=False)
 
 
+@app.command("quarantine")
+def data_quarantine(
+    url: Annotated[str, typer.Argument(help="Folder of indexed tars, or of their index.")],
+    sample: Annotated[str, typer.Argument(help="SHARD/KEY, as the ledger prints it.")],
+    reason: Annotated[str, typer.Option(help="Kept with it.")],
+) -> None:
+    """Leave a sample out of all runs from their next start; its place in the batch stays empty.
+
+    Examples:
+
+        diptych data quarantine s3://my-bucket/photos 00007.tar/000123 --reason "loss spike"
+    """
+    from . import index, storage
+    from .holes import quarantine
+
+    shard, _, key = sample.partition(".tar/")
+    hole = quarantine(index.open_manifest(url), f"{storage.name(shard)}.tar", key, reason)
+    console.print(f"in quarantine: {hole.shard}/{hole.key}", highlight=False, soft_wrap=True)
+
+
 def _summary(manifest: Any) -> str:
     megabytes = f"{manifest.bytes / 1e6:,.1f} MB"
     shards = f"{len(manifest.shards)} shards, {megabytes}"

@@ -36,13 +36,7 @@ class Finished:
     @property
     def recipe(self) -> Recipe:
         """How a test sample becomes a row."""
-        model = self.run.model
-        return Recipe(
-            text=self.run.data.text,
-            image_size=model.image_size,
-            seed=self.run.seed,
-            needs=model.needs,
-        )
+        return self.run.rows
 
     def batches(self, limit: int | None = None, rows: int = 256) -> Iterator[Batch]:
         """Every test sample once, or the first `limit`."""

@@ -9,6 +9,7 @@ from ..config import Kinds, Record, override, parse, pick
 from ..data import storage
 from ..data.buckets import Buckets
 from ..data.holes import Budget
+from ..data.loader import Recipe as Rows
 from ..data.tokens import Text
 from .model import Model
 from .objective import Objective, Words
@@ -143,6 +144,17 @@ class Run(Record):
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""
         return Task(self.model, self.objectives, self.words(text))
+
+    @property
+    def rows(self) -> Rows:
+        """How a sample becomes a row."""
+        return Rows(
+            text=self.data.text,
+            image_size=self.model.image_size,
+            seed=self.seed,
+            needs=self.model.needs,
+            exact=self.data.exact,
+        )
 
     @property
     def rows_multiple(self) -> int:

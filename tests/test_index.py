@@ -118,9 +118,7 @@ def test_lines_of_another_shard_are_stale(samples: Samples, dataset: Dataset) ->
     lines = storage.local_path(built.lines_url(built.shards[0]))
     other = gzip.decompress(lines.read_bytes()).replace(b"000001", b"000007")
     lines.write_bytes(gzip.compress(other))
-    with pytest.raises(
-        StaleIndexError, match=r"jsonl\.gz is not what its manifest names"
-    ):
+    with pytest.raises(StaleIndexError, match=r"jsonl\.gz is not what its manifest names"):
         index.entries(built, built.shards[0])
     assert len(index.entries(built, built.shards[1])) == 3
 

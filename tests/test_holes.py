@@ -1,0 +1,120 @@
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from diptych.data import fetch, index, storage
+from diptych.data.holes import Budget, Hole, Holes, quarantine, quarantined
+from diptych.data.index import Manifest
+from diptych.data.loader import Loader, Recipe
+from diptych.data.pack import Sample
+from diptych.data.plan import Plan
+from diptych.data.tokens import Text
+from diptych.errors import DataError, ShardError
+
+Samples = Callable[..., list[Sample]]
+Dataset = Callable[..., Manifest]
+RECIPE = Recipe(text="txt", image_size=8, seed=3)
+
+
+@pytest.fixture
+def broken(samples: Samples, dataset: Dataset) -> Manifest:
+    """60 samples in three shards; 5 and 45 are no images."""
+    shards = [samples(20), samples(20, first=20), samples(20, first=40)]
+    shards[0][5][1]["png"] = b"no image"
+    shards[2][5][1]["png"] = b"no image"
+    return dataset(shards)
+
+
+def test_damage_within_the_budget_leaves_a_hole_on_record(broken: Manifest, text: Text) -> None:
+    plan = Plan(broken, 0, 12)
+    whole = Budget(shard=0.05, source=0.04)
+    for world in (1, 2, 3):
+        held = [Holes(plan, whole) for _ in range(world)]
+        rows: dict[str, bool] = {}
+        for rank, holes in enumerate(held):
+            loader = Loader(plan, text, RECIPE, rank=rank, world=world, stop=5, holes=holes)
+            for _, batch in loader:
+                assert batch.rows == 12 // world
+                left = [False] * batch.rows if batch.hole_B is None else batch.hole_B.tolist()
+                rows |= dict(zip(batch.keys, left, strict=True))
+        assert len(rows) == 60
+        assert {key for key, hole in rows.items() if hole} == {
+            "00000.tar/000005",
+            "00002.tar/000045",
+        }
+        found = sorted(hole for holes in held for hole in holes.turn())
+        assert [(hole.shard, hole.key) for hole in found] == [
+            ("00000.tar", "000005"),
+            ("00002.tar", "000045"),
+        ]
+        lines = index.open_lines(broken, broken.shards[0])
+        assert found[0].offset == lines.entry(5).record.span()[0]
+        assert "000005.png cannot be decoded" in found[0].reason
+
+
+def test_a_passed_budget_stops_with_a_report(broken: Manifest, text: Text) -> None:
+    plan = Plan(broken, 0, 12)
+    with pytest.raises(
+        DataError, match=r"set/index: 2 damaged samples, 1 are allowed.*data\.faults"
+    ):
+        list(Loader(plan, text, RECIPE, stop=5, holes=Holes(plan, Budget(source=0.02))))
+    known = [Hole("00000.tar", "000009", 0, "earlier")]
+    with pytest.raises(DataError, match=r"00000\.tar: 2 damaged samples, 1 are allowed"):
+        holes = Holes(plan, Budget(shard=0.05, source=1), known)
+        list(Loader(plan, text, RECIPE, stop=5, holes=holes))
+    with pytest.raises(ShardError, match="cannot be decoded"):
+        list(Loader(plan, text, RECIPE, stop=5))
+
+
+def test_a_quarantined_sample_is_left_out_and_all_else_stays(broken: Manifest, text: Text) -> None:
+    plan, allow = Plan(broken, 0, 12), Budget(shard=1, source=1)
+    before = dict(Loader(plan, text, RECIPE, stop=5, holes=Holes(plan, allow)))
+    hole = quarantine(broken, "00001.tar", "000033", "loss spike")
+    quarantine(broken, "00001.tar", "000034", "also")
+    assert quarantined(broken)[0] == hole
+    after = dict(Loader(plan, text, RECIPE, stop=5, holes=Holes(plan, allow)))
+    for step, batch in after.items():
+        assert batch.keys == before[step].keys
+        for row, key in enumerate(batch.keys):
+            same = torch.equal(batch.image_BCHW[row], before[step].image_BCHW[row])
+            if key in ("00001.tar/000033", "00001.tar/000034"):
+                assert not same
+                assert batch.hole_B is not None and batch.hole_B[row]
+                assert batch.fields[row] == {}
+            else:
+                assert same and torch.equal(batch.tokens_BL[row], before[step].tokens_BL[row])
+    with pytest.raises(DataError, match="in quarantine already"):
+        quarantine(broken, "00001.tar", "000033", "again")
+    with pytest.raises(DataError, match="no sample 'nobody'"):
+        quarantine(broken, "00001.tar", "nobody", "x")
+    with pytest.raises(DataError, match=r"no shard '00009\.tar'"):
+        quarantine(broken, "00009.tar", "000033", "x")
+    storage.write(f"{broken.url}/quarantine.jsonl", json.dumps({"shard": "x"}).encode())
+    with pytest.raises(DataError, match="is not a quarantine"):
+        Holes(plan)
+
+
+def test_bytes_damaged_on_their_way_are_read_again(
+    samples: Samples, dataset: Dataset, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped bit that TCP let through: cannot be caused for real on loopback."""
+    plan = Plan(dataset([samples(24)]), 0, 12)
+    clean = dict(Loader(plan, text, RECIPE, stop=2))
+    real, flipped = fetch.span, list[str]()
+
+    def flip_once(url: str, start: int, end: int, **rest: object) -> object:
+        data = bytearray(real(url, start, end, **rest))  # type: ignore[arg-type]
+        if not flipped:
+            flipped.append(url)
+            data[700] ^= 1
+        return memoryview(data)
+
+    monkeypatch.setattr(fetch, "span", flip_once)
+    again = dict(Loader(plan, text, RECIPE, stop=2))
+    assert flipped
+    for step, batch in clean.items():
+        assert torch.equal(again[step].image_BCHW, batch.image_BCHW)
+        assert torch.equal(again[step].tokens_BL, batch.tokens_BL)
+        assert again[step].hole_B is None
