@@ -13,7 +13,7 @@ from ..errors import ReplacedError, StorageError
 from .explain import explained
 from .retry import DEFAULT, Call, Passing, Policy, counters, insist, memory, race
 from .s3 import Signer
-from .urls import absolute, local_path, shown
+from .urls import absolute, shown
 from .wire import Answer, Elsewhere, Refused, Wire, quoted
 
 _HOPS = 5
@@ -97,7 +97,7 @@ def _get(
 
 def _read_file(url: str, start: int, end: int | None) -> Answer:
     counters.add(requests=1)
-    number = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+    number = os.open(url.removeprefix("file://"), os.O_RDONLY | os.O_CLOEXEC)
     try:
         wanted = (os.fstat(number).st_size if end is None else end) - start
         parts = [os.pread(number, wanted, start)]
@@ -210,6 +210,8 @@ def clients() -> Clients:
 def forget() -> None:
     """Makes clients anew, after the environment's endpoint or keys have changed, or a fork."""
     global _clients, _lock
+    if _clients:
+        _clients.wire.close()
     _clients, _lock = None, threading.Lock()
     memory.__init__()
 

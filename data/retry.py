@@ -167,14 +167,16 @@ class _Race:
         watch.enter(self)
         try:
             return self.ask(self.first)
-        except Passing:
+        except Passing as err:
             with self._lock:
                 thread, self._over = self.thread, True
             if thread:
                 thread.join()
-            if self.won is None:
-                raise
-            return self.won
+            if self.won is not None:
+                return self.won
+            if time.monotonic() >= self.end:
+                raise Passing("no whole answer by the deadline") from err
+            raise
         finally:
             watch.leave(self)
             with self._lock:
@@ -287,18 +289,16 @@ def insist(
             return done
         if fault.answered:
             memory.answered.add(host)
-        now = time.monotonic()
         known = host in memory.answered
-        left = (
-            began + (policy.deadline_s if known else min(policy.first_s, policy.deadline_s)) - now
-        )
-        if left <= 0 or (stop and stop.is_set()):
-            raise StorageError(
-                f"{what}: given up after {attempts} attempts in {now - began:.1f} s. The last "
-                f"said: {fault}. Check the network, the server and, for s3, AWS_ENDPOINT_URL."
-            ) from fault
+        spent = time.monotonic() - began
+        left = (policy.deadline_s if known else min(policy.first_s, policy.deadline_s)) - spent
         reach = min(policy.longest_pause_s, policy.pause_s * 2 ** min(attempts - 1, 30))
-        pause = min(left, max(fault.after_s, _jitter.uniform(0.0, reach)))
+        pause = max(fault.after_s, _jitter.uniform(0.0, reach))
+        if pause >= left or (stop and stop.is_set()):
+            raise StorageError(
+                f"{what}: given up after {attempts} attempts in {spent:.1f} s. The last said: "
+                f"{fault}. Check the network, the server and, for s3, AWS_ENDPOINT_URL."
+            ) from fault
         if stop:
             stop.wait(pause)
         else:

@@ -110,25 +110,22 @@ class Wire:
             if isinstance(err, ssl.SSLCertVerificationError):
                 raise
             raise Passing(f"no connection to {place}: {err}", answered=False) from err
+        response = None
         try:
             call.holds(connection.sock)
             try:
                 connection.request("GET", target, headers={**headers, **extra})
                 response = connection.getresponse()
-                answer = _read(url, response, start, end, name)
+                return _read(url, response, start, end, name)
             finally:
                 call.holds(None)
+        except Refused:
+            raise
         except (OSError, http.client.HTTPException, ValueError) as err:
-            connection.close()
-            if isinstance(err, Refused):
-                raise
             said = str(err) or type(err).__name__
             raise Passing(f"{place}: {said}", answered=False) from err
-        except BaseException:
-            connection.close()
-            raise
-        self._keep(place, connection, response)
-        return answer
+        finally:
+            self._keep(place, connection, response)
 
     def _connection(self, place: str, proxy: str, policy: Policy) -> http.client.HTTPConnection:
         while True:
@@ -169,14 +166,26 @@ class Wire:
         return context
 
     def _keep(
-        self, place: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+        self,
+        place: str,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse | None,
     ) -> None:
-        if response.isclosed() and not response.will_close and connection.sock:
+        """Keeps a connection for the next request if this one's answer was read to its end."""
+        if response and response.isclosed() and not response.will_close and connection.sock:
             with self._lock:
                 if len(self._kept[place]) < _KEPT:
                     self._kept[place].append(connection)
                     return
+        if response:
+            response.close()
         connection.close()
+
+    def close(self) -> None:
+        """Closes the connections that wait for a request."""
+        for kept in self._kept.values():
+            while kept:
+                kept.pop().close()
 
 
 def _proxy(scheme: str, netloc: str) -> str:
