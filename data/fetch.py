@@ -89,6 +89,7 @@ def _get(
     with explained(url):
         if url.startswith("file://"):
             answer = _read_file(url, start, end)
+            counters.add(requests=1)
         else:
             answer = _ask(url, start, end, etag, policy, stop)
     counters.add(bytes=len(answer.data))
@@ -96,7 +97,6 @@ def _get(
 
 
 def _read_file(url: str, start: int, end: int | None) -> Answer:
-    counters.add(requests=1)
     number = os.open(url.removeprefix("file://"), os.O_RDONLY | os.O_CLOEXEC)
     try:
         wanted = (os.fstat(number).st_size if end is None else end) - start

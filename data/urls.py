@@ -3,12 +3,14 @@
 Every other scheme is refused, so no URL can ever start a program, and none may hold credentials.
 """
 
+import functools
 import re
 from pathlib import Path
 
 from ..errors import StorageError
 
 _SCHEMES = ("s3", "file", "https")
+_WHOLE = ("s3://", "file:///", "https://")
 
 
 def absolute(url: str) -> str:
@@ -17,6 +19,11 @@ def absolute(url: str) -> str:
     Raises:
         StorageError: a scheme other than s3, file and https.
     """
+    # Only what depends on no folder may be remembered; `fetch` asks for each range.
+    return _remembered(url) if url.startswith(_WHOLE) else _absolute(url)
+
+
+def _absolute(url: str) -> str:
     if re.match(r"^[a-zA-Z][\w+.-]*:", url):
         scheme, _, rest = url.partition(":")
         if scheme not in _SCHEMES or not rest.startswith("//"):
@@ -36,6 +43,9 @@ def absolute(url: str) -> str:
             return url.rstrip("/")
         url = rest.removeprefix("//")
     return "file://" + str(Path(url).expanduser().absolute())
+
+
+_remembered = functools.lru_cache(4096)(_absolute)
 
 
 def join(url: str, *names: str) -> str:
