@@ -17,20 +17,22 @@ def absolute(url: str) -> str:
     """The URL with its scheme; a plain path becomes an absolute file:// URL.
 
     Raises:
-        StorageError: a scheme other than s3, file and https.
+        StorageError: a scheme other than s3, file and https, or credentials in the URL.
     """
     # Only what depends on no folder may be remembered; `fetch` asks for each range.
     return _remembered(url) if url.startswith(_WHOLE) else _absolute(url)
 
 
 def _absolute(url: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f]", url):
+        raise StorageError(f"{url!r}: refused, it holds a control character. Rename the object.")
     if re.match(r"^[a-zA-Z][\w+.-]*:", url):
         scheme, _, rest = url.partition(":")
         if scheme not in _SCHEMES or not rest.startswith("//"):
             raise StorageError(
                 f"{url!r}: the scheme {scheme!r} is refused. Use s3://, file:// or https://."
             )
-        if scheme != "file" and not rest.strip("/"):
+        if scheme != "file" and not rest.removeprefix("//").partition("/")[0]:
             raise StorageError(
                 f"{url!r} names no bucket and no host. Write {scheme}://name/folder."
             )
