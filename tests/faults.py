@@ -40,6 +40,8 @@ class FaultProxy:
         """Bytes of bodies of objects and listings that were sent."""
         self.seen: Counter[str] = Counter()
         """Requests by method, and faults by kind."""
+        self.heard: list[str] = []
+        """The request lines and headers of all requests."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._random = random.Random(7)
@@ -105,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the client has left
 
     def _serve(self) -> None:
+        self.proxy.heard.append(f"{self.requestline}\n{self.headers}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         kind = self.proxy.fault(self.command)
         if kind == "reset":
