@@ -5,7 +5,8 @@ DiptychError
 ├── DataError          what was read is not what was promised
 │   ├── ShardError     one shard or one sample of it, named
 │   │   └── CrcError   other bytes than were indexed: reading them once more may help
-│   └── StaleIndexError  the index is missing, stale or does not fit the shards
+│   ├── StaleIndexError  the index is missing, stale or does not fit the shards
+│   └── ReplacedError  an object is not the one that was indexed: it was overwritten since
 ├── StorageError       a bucket or a disk said no: missing, denied, full, unreachable
 ├── RunError           a run directory that is not one, is busy, or belongs to another recipe
 ├── CheckpointError    a checkpoint that is incomplete, changed or of another model
@@ -40,6 +41,10 @@ class CrcError(ShardError):
 
 class StaleIndexError(DataError):
     """The index is missing, stale or does not fit its shards."""
+
+
+class ReplacedError(DataError):
+    """An object is not the one that was indexed: its etag has changed."""
 
 
 class StorageError(DiptychError):

@@ -63,6 +63,9 @@ def _command(home: Path, port: int) -> list[str]:
         "-ip.bind=127.0.0.1",
         f"-s3.port={port}",
         f"-s3.config={home / 's3.json'}",
+        "-s3.port.iceberg=0",  # these two have fixed ports: a second server would not start
+        "-s3.port.lance=0",
+        "-master.telemetry=false",
         "-volume.max=200",
         "-master.volumeSizeLimitMB=1024",
         *(f"-{name}.port={number}" for name, number in ports.items()),

@@ -1,73 +1,34 @@
 """Bytes in a bucket or on a disk: s3://, file:// (or a plain path) and https://, nothing else.
 
-Every other scheme is refused, so no URL can ever start a program. Credentials come from the
-environment or the instance role, never from a URL. A filesystem is built in the process that
-uses it and never crosses a fork.
+Credentials come from the environment or the instance role, never from a URL. Bytes are read by
+`fetch`; what is rarer (writing, listing) is s3fs's, and tried again by the same policy. A
+filesystem is built in the process that uses it and never crosses a fork.
 """
 
-import errno
 import functools
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import braceexpand
 import fsspec
 
 from ..errors import StorageError
+from . import fetch
+from .explain import explained as explained
+from .explain import passing, sentence
+from .reader import Reader
+from .retry import DEFAULT, Passing, insist, memory
+from .urls import absolute as absolute
+from .urls import is_local as is_local
+from .urls import join as join
+from .urls import local_path as local_path
+from .urls import name as name
 
-_SCHEMES = ("s3", "file", "https")
-
-
-def absolute(url: str) -> str:
-    """The URL with its scheme; a plain path becomes an absolute file:// URL.
-
-    Raises:
-        StorageError: a scheme other than s3, file and https.
-    """
-    if re.match(r"^[a-zA-Z][\w+.-]*:", url):
-        scheme, _, rest = url.partition(":")
-        if scheme not in _SCHEMES or not rest.startswith("//"):
-            raise StorageError(
-                f"{url!r}: the scheme {scheme!r} is refused. Use s3://, file:// or https://."
-            )
-        if scheme != "file" and not rest.strip("/"):
-            raise StorageError(
-                f"{url!r} names no bucket and no host. Write {scheme}://name/folder."
-            )
-        if "@" in rest.removeprefix("//").partition("/")[0]:
-            raise StorageError(
-                f"{scheme}://…: no credentials in a URL. Set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY in the environment, or use a role."
-            )
-        if scheme != "file":
-            return url.rstrip("/")
-        url = rest.removeprefix("//")
-    return "file://" + str(Path(url).expanduser().absolute())
-
-
-def join(url: str, *names: str) -> str:
-    """The URL of a name below `url`."""
-    return "/".join([url.rstrip("/"), *(name.strip("/") for name in names)])
-
-
-def name(url: str) -> str:
-    """The last part of a URL."""
-    return url.rstrip("/").rpartition("/")[2]
-
-
-def is_local(url: str) -> bool:
-    """Whether the URL lies on this machine's disk."""
-    return absolute(url).startswith("file://")
-
-
-def local_path(url: str) -> Path:
-    """The path of a file:// URL."""
-    return Path(absolute(url).removeprefix("file://"))
+T = TypeVar("T")
 
 
 def expand(urls: str | list[str]) -> list[str]:
@@ -91,29 +52,25 @@ def expand(urls: str | list[str]) -> list[str]:
 
 
 def _glob(url: str) -> list[str]:
-    with explained(url):
-        scheme = url.partition("://")[0]
-        names = sorted(str(path) for path in _filesystem(scheme).glob(_strip(url)))
+    scheme = url.partition("://")[0]
+    names = sorted(map(str, _remote(url, lambda fs: fs.glob(_strip(url)))))
     if not names:
         raise StorageError(f"{url} matches nothing. Check the bucket and the pattern.")
     return [f"{scheme}://{path}" for path in names]
 
 
-def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
+def read(
+    url: str, start: int | None = None, end: int | None = None, *, etag: str | None = None
+) -> bytes:
     """The bytes of an object, or of its range [start, end); never fewer than asked for.
 
     Raises:
         StorageError: missing, denied, unreachable, or a body of the wrong length.
+        ReplacedError: a range of an object that has not this etag.
     """
-    url = absolute(url)
-    with explained(url):
-        data: bytes = _fs(url).cat_file(_strip(url), start=start, end=end)
-    if start is not None and end is not None and len(data) != end - start:
-        raise StorageError(
-            f"{url}: {len(data)} bytes came for the range {start}-{end}. The object is shorter "
-            "than its index says: index it again."
-        )
-    return data
+    if start is None or end is None:
+        return fetch.whole(url)[start:end]
+    return fetch.span(url, start, end, etag=etag)
 
 
 def write(url: str, data: bytes) -> None:
@@ -123,11 +80,11 @@ def write(url: str, data: bytes) -> None:
         StorageError: denied, full, unreachable.
     """
     url = absolute(url)
-    with explained(url):
-        if is_local(url):
+    if is_local(url):
+        with explained(url):
             _write_file(local_path(url), data)
-        else:
-            _fs(url).pipe_file(_strip(url), data)
+    else:
+        _remote(url, lambda fs: fs.pipe_file(_strip(url), data))
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -144,52 +101,60 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def open_read(url: str) -> Any:
-    """A seekable file that reads ahead in ranges of 8 MiB."""
+    """A seekable file, read ahead in large ranges; a ReplacedError if it is replaced meanwhile."""
     url = absolute(url)
-    with explained(url):
-        if is_local(url):
+    if is_local(url):
+        with explained(url):
             return open(local_path(url), "rb")
-        return _fs(url).open(_strip(url), "rb", block_size=8 << 20, cache_type="readahead")
+    return Reader(url, *stat(url))
 
 
 def exists(url: str) -> bool:
     """Whether an object is there; a bucket that cannot be reached is an error, not a no."""
     url = absolute(url)
-    with explained(url):
-        try:
-            info = _fs(url).info(_strip(url))
-        except (FileNotFoundError, NotADirectoryError):
+    if is_local(url):
+        with explained(url):
+            return local_path(url).is_file()
+    try:
+        if url.startswith("https://"):
+            fetch.look(url)
+            return True
+        return _remote(url, lambda fs: fs.info(_strip(url)))["type"] == "file"
+    except StorageError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
             return False
-    return info["type"] == "file"
+        raise
 
 
 def stat(url: str) -> tuple[int, str]:
     """(size in bytes, etag) of an object; a file's etag is its size and modification time."""
     url = absolute(url)
-    with explained(url):
-        info = _fs(url).info(_strip(url))
-    return int(info["size"]), str(info.get("ETag") or f"{info['size']}-{info.get('mtime')}")
+    if not url.startswith("s3://"):
+        return fetch.look(url)
+    info = _remote(url, lambda fs: fs.info(_strip(url)))
+    return int(info["size"]), str(info["ETag"])
 
 
 def children(url: str) -> list[str]:
     """Names directly below a URL, sorted; none where nothing is there."""
     url = absolute(url)
-    with explained(url):
-        try:
-            paths = _fs(url).ls(_strip(url), detail=False)
-        except FileNotFoundError:
+    try:
+        paths = _remote(url, lambda fs: fs.ls(_strip(url), detail=False))
+    except StorageError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
             return []
+        raise
     return sorted({name(str(path)) for path in paths} - {name(url), ""})
 
 
 def delete(url: str) -> None:
     """Removes an object or everything below a URL."""
     url = absolute(url)
-    with explained(url):
-        try:
-            _fs(url).rm(_strip(url), recursive=True)
-        except FileNotFoundError:
-            return
+    try:
+        _remote(url, lambda fs: fs.rm(_strip(url), recursive=True))
+    except StorageError as err:
+        if not isinstance(err.__cause__, FileNotFoundError):
+            raise
 
 
 def require_bucket(url: str) -> None:
@@ -217,6 +182,10 @@ def make_bucket(url: str) -> None:
 def forget_filesystems() -> None:
     """Builds filesystems anew, after the environment's endpoint or keys have changed."""
     _filesystem.cache_clear()
+    fetch.forget()
+
+
+os.register_at_fork(after_in_child=forget_filesystems)
 
 
 def _strip(url: str) -> str:
@@ -234,57 +203,17 @@ def _filesystem(scheme: str) -> Any:
     return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
 
 
-@contextmanager
-def explained(url: str) -> Iterator[None]:
-    """Turns what a filesystem says into one sentence with the URL and the fix."""
-    try:
-        yield
-    except OSError as err:
-        raise StorageError(_sentence(url, err)) from err
-    except Exception as err:
-        if type(err).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
-            raise StorageError(_sentence(url, err)) from err
-        raise
+def _remote(url: str, call: Callable[[Any], T]) -> T:
+    """What a filesystem says, asked again while its fault passes."""
 
+    def once(deadline: float) -> T:
+        try:
+            return call(_fs(url))
+        except Exception as err:
+            if passing(err) and host in memory.answered:
+                raise Passing(sentence(url, err)) from err
+            raise
 
-def _sentence(url: str, err: Exception) -> str:
-    code = _code(err)
-    if code in _ADVICE:
-        return f"{url}: {_ADVICE[code]}"
-    if isinstance(err, FileNotFoundError):
-        return f"{url}: not there. Check the name."
-    if isinstance(err, PermissionError):
-        return f"{url}: permission denied. Check the rights and the credentials."
-    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{url}: no space left. Free some, or write elsewhere."
-    return f"{url}: {type(err).__name__}: {' '.join(str(err).split())}"
-
-
-def _code(err: BaseException) -> str:
-    """The S3 error code or the client's error name, looked for down the chain of causes."""
-    seen: BaseException | None = err
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            return str(response["Error"].get("Code", ""))
-        if type(seen).__name__ in _ADVICE:
-            return type(seen).__name__
-        seen = seen.__cause__ or seen.__context__
-    return ""
-
-
-_KEYS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-_ENDPOINT = "Check the network and AWS_ENDPOINT_URL."
-_ADVICE = {
-    "NoSuchBucket": "no such bucket. Make it, or check the name.",
-    "NoSuchKey": "not there. Check the name.",
-    "InvalidAccessKeyId": f"unknown access key. {_KEYS}",
-    "SignatureDoesNotMatch": f"wrong secret key. {_KEYS}",
-    "AccessDenied": f"access denied. {_KEYS} Does the policy allow this bucket?",
-    "403": f"access denied. {_KEYS} Does the policy allow this bucket?",
-    "ExpiredToken": "the session token has expired. Get new credentials.",
-    "NoCredentialsError": f"no credentials found. {_KEYS}",
-    "EndpointConnectionError": f"the server does not answer. {_ENDPOINT}",
-    "ConnectTimeoutError": f"the server does not answer. {_ENDPOINT}",
-    "InsufficientStorage": "no space left in the bucket.",
-}
+    host = "/".join(url.split("/", 3)[:3])
+    with explained(url):
+        return insist(once, what=url, host=host, policy=DEFAULT)
