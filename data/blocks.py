@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from . import storage
+from . import fetch, storage
 from .index import LineCache
 from .plan import Plan, Ref
 from .records import Record
@@ -77,8 +77,14 @@ class Blocks:
         return self._cut(ref, record, start, data)
 
     def again(self, ref: Ref) -> Raw:
-        """A visit's sample, read anew: the bytes in memory were damaged on their way."""
-        return self._cut(ref, self.record(ref), *self._read_alone(ref))
+        """A visit's sample, read anew: perhaps the bytes in memory were damaged on their way.
+
+        Raises:
+            ReplacedError: the shard is not the object that was indexed.
+        """
+        first, last = self.record(ref).span()
+        data = self._span(ref.source, ref.shard, first, last, strict=True)
+        return self._cut(ref, self.record(ref), first, data)
 
     def record(self, ref: Ref) -> Record:
         """What the index says of a visit's sample."""
@@ -115,8 +121,18 @@ class Blocks:
         first, last = self.record(ref).span()
         return first, self._span(ref.source, ref.shard, first, last)
 
-    def _span(self, source: int, shard: int, first: int, last: int) -> memoryview:
-        return memoryview(storage.read(self._url(source, shard), first, last))
+    def _span(
+        self, source: int, shard: int, first: int, last: int, *, strict: bool = False
+    ) -> memoryview:
+        """Bytes of a shard that is still the object which was indexed.
+
+        A file's mark is its time of change, which a copied dataset does not keep: it is looked at
+        only when bytes are not what they should be.
+        """
+        url = self._url(source, shard)
+        etag = self.plan.sources[source].manifest.shards[shard].etag
+        same = None if storage.is_local(url) and not strict else etag
+        return memoryview(fetch.span(url, first, last, etag=same))
 
     def _url(self, source: int, shard: int) -> str:
         return self.plan.sources[source].manifest.shards[shard].url

@@ -14,7 +14,7 @@ from diptych.data.loader import Loader, Recipe
 from diptych.data.pack import Sample, tar
 from diptych.data.plan import Plan
 from diptych.data.tokens import Text
-from diptych.errors import ShardError, StaleIndexError, StorageError
+from diptych.errors import ReplacedError, ShardError, StaleIndexError, StorageError
 
 Samples = Callable[..., list[Sample]]
 Dataset = Callable[..., Manifest]
@@ -178,7 +178,7 @@ def test_a_shard_that_changed_is_an_error(samples: Samples, plan: Plan, text: Te
     shard = plan.sources[0].manifest.shards[1]
     data = storage.read(shard.url)
     storage.write(shard.url, data.replace(b"a picture with number 9", b"a picture with number 7"))
-    with pytest.raises(ShardError, match=r"00001\.tar: 000009\.txt is not the file"):
+    with pytest.raises(ReplacedError, match=r"00001\.tar was replaced since it was indexed"):
         list(Loader(plan, text, RECIPE, stop=STEPS))
     storage.write(shard.url, tar(samples(1)))
     with pytest.raises((ShardError, StorageError), match=r"00001\.tar"):

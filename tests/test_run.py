@@ -16,7 +16,7 @@ from diptych.cluster.track import Tracker
 from diptych.cluster.train import prepare, run_on
 from diptych.cluster.worker import open_plan
 from diptych.data import index, storage
-from diptych.errors import ClusterError, DataError, RunError, ShardError
+from diptych.errors import ClusterError, DataError, ReplacedError, RunError
 from diptych.pretrain.checkpoint import open_checkpoint, steps
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
@@ -209,6 +209,6 @@ def test_a_damaged_sample_is_named_and_ends_the_run(bucket: str, easy: str, tiny
     shard[530:532] = b"\0\0"
     storage.write(f"{url}/00003.tar", bytes(shard))
     run = tiny("damaged", f"data.train={url}", "steps=40")
-    with pytest.raises(ShardError, match=r"00003\.tar: \d+\.png is not the file that was indexed"):
+    with pytest.raises(ReplacedError, match=r"00003\.tar was replaced since it was indexed"):
         go(run, PAIR, f"{bucket}/runs/damaged")
     assert RunDir(f"{bucket}/runs/damaged").json("status.json")["state"] == "failed"
