@@ -52,7 +52,12 @@ class Blocks:
     @property
     def full(self) -> bool:
         """Whether more blocks would pass the limit."""
-        return sum(self._mean[place[0]] for place in self._blocks) >= self.limit
+        return self.held >= self.limit
+
+    @property
+    def held(self) -> int:
+        """Bytes of blocks that are here or on their way, about."""
+        return sum(self._mean[place[0]] for place in self._blocks)
 
     def want(self, refs: Sequence[Ref], *, hurry: bool = False) -> None:
         """Starts reading what is not here yet; in a hurry, large blocks are left for later."""

@@ -1,18 +1,26 @@
+import io
 import json
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from diptych.data import loader, storage
+from diptych.data import fetch, loader, storage
 from diptych.data.batch import Batch
+from diptych.data.blocks import Blocks
+from diptych.data.buckets import Buckets
 from diptych.data.index import Manifest
 from diptych.data.loader import Loader, Recipe
 from diptych.data.pack import Sample, tar
-from diptych.data.plan import Plan
+from diptych.data.plan import Plan, Source
 from diptych.data.tokens import Text
 from diptych.errors import ReplacedError, ShardError, StaleIndexError, StorageError
 
@@ -211,3 +219,102 @@ def test_once_is_every_sample_once_in_order(plan: Plan, text: Text) -> None:
     assert [int(key[-6:]) for batch in found for key in batch.keys] == list(range(20))
     some = list(loader.once(plan.sources[0].manifest, text, RECIPE, batch=8, limit=5))
     assert [int(key[-6:]) for batch in some for key in batch.keys] == list(range(5))
+
+
+# --- shapes, sources, memory ---------------------------------------------------------------------
+
+
+def photo(number: int, width: int, height: int, words: int) -> Sample:
+    picture = io.BytesIO()
+    Image.new("RGB", (width, height), (number % 256, 0, 0)).save(picture, "PNG")
+    text = " ".join(["yes"] * words)
+    return f"{number:06d}", {"png": picture.getvalue(), "txt": text.encode()}
+
+
+def test_aspect_buckets_make_batches_of_one_shape(dataset: Dataset, text: Text) -> None:
+    sizes = [(24, 16), (16, 24), (20, 20)]
+    shards = [
+        [photo(100 * s + n, *sizes[(n + s) % 3], words=1) for n in range(30)] for s in range(2)
+    ]
+    buckets = Buckets(sizes=((12, 8), (8, 12), (8, 8)))
+    plan = Plan(dataset(shards), 3, 6, buckets=buckets)
+    alone = dict(Loader(plan, text, RECIPE, stop=9))
+    assert {tuple(batch.image_BCHW.shape) for batch in alone.values()} == {
+        (6, 3, 8, 12),
+        (6, 3, 12, 8),
+        (6, 3, 8, 8),
+    }
+    for rank in range(3):
+        for step, batch in Loader(plan, text, RECIPE, rank=rank, world=3, start=4, stop=9):
+            assert same(batch, alone[step].take(rank * 2, rank * 2 + 2))
+    assert [row["samples"] for row in plan.table()] == [20, 20, 20, 0]
+
+
+def test_length_buckets_leave_out_the_padding(dataset: Dataset, text: Text) -> None:
+    shard = [photo(n, 8, 8, words=1 if n % 2 else 9) for n in range(40)]
+    plan = Plan(dataset([shard]), 3, 4, buckets=Buckets(lengths=(5,)))
+    widths = {
+        (plan.bucket(step), batch.tokens_BL.shape[1])
+        for step, batch in Loader(plan, text, RECIPE, stop=9)
+    }
+    assert widths == {(0, 3), (1, 11)}, "[CLS] and [SEP] stand around 1 or 9 words"
+
+
+def test_sources_are_told_apart_by_name(samples: Samples, dataset: Dataset, text: Text) -> None:
+    one, two = dataset([samples(10)], "one"), dataset([samples(10)], "two")
+    plan = Plan((Source(one, 3, "one"), Source(two, 1, "two")), 3, 8)
+    keys = [key for _, batch in Loader(plan, text, RECIPE, stop=5) for key in batch.keys]
+    assert Counter(key.partition("/")[0] for key in keys) == {"one": 30, "two": 10}
+    draws = {
+        (key, int(draw))
+        for _, batch in Loader(plan, text, RECIPE, stop=5)
+        for key, draw in zip(batch.keys, batch.draws_B, strict=True)
+    }
+    assert len(draws) == 40
+
+
+@pytest.fixture
+def heavy(dataset: Dataset) -> Manifest:
+    """24 shards of 4 samples of about 1 MB: blocks of 8 MB, windows of 128 MB."""
+    noise = random.Random(0).randbytes(1 << 20)
+    shards = [
+        [(f"{s:03d}{n:03d}", {"bin": noise, "txt": b"yes"}) for n in range(8)] for s in range(40)
+    ]
+    return dataset(shards, "heavy")
+
+
+def test_what_is_fetched_before_the_first_batch_does_not_grow(
+    heavy: Manifest, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resume at 1 %, 50 % and 99 % of an epoch, in an epoch far away, and at its edge."""
+    recipe = replace(RECIPE, needs=frozenset({"text"}))
+    fetched: list[int] = []
+    real = fetch.span
+
+    def count(url: str, start: int, end: int, **rest: Any) -> Any:
+        fetched.append(end - start)
+        return real(url, start, end, **rest)
+
+    monkeypatch.setattr(fetch, "span", count)
+    first = []
+    for start in (0, 1, 40, 79, 80, 81, 8_000_001):
+        fetched.clear()
+        plan = Plan(heavy, 0, 4)
+        next(iter(Loader(plan, text, recipe, start=start, stop=start + 1, memory=8 << 20)))
+        first.append(sum(fetched))
+    assert max(first) <= 1.1 * min(first)
+    assert max(first) <= 4.1 * (1 << 20), "only the rows themselves, not the windows"
+
+
+def test_memory_is_bounded(heavy: Manifest, text: Text) -> None:
+    plan, held = Plan(heavy, 0, 4), list[int]()
+    with ThreadPoolExecutor(2) as pool:
+        blocks = Blocks(plan, pool, limit=64 << 20)
+        for step in range(160):
+            refs = plan.rows(step, 0, 1)
+            blocks.want(refs)
+            for ref in refs:
+                blocks.raw(ref)
+            blocks.forget(refs)
+            held.append(blocks.held)
+    assert (100 << 20) < max(held) <= 2 * (128 << 20), "a window, and what a step shares with two"
