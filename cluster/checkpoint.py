@@ -7,7 +7,7 @@ older checkpoints deleted. No collective is involved, so a rank that dies here h
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ class Writer:
     keep: int
     """Complete checkpoints to keep."""
     journal: Journal
+    stream: Callable[[int], dict[str, Any]]
+    """Where the stream stands after a step: `Plan.state`."""
     timeout_s: float = 600.0
     fault: DiptychError | OSError | None = None
 
@@ -98,6 +100,7 @@ class Writer:
             extra={
                 "world": self.world,
                 "attempt": self.attempt,
+                "stream": self.stream(snapshot.step),
                 "optimiser_step": snapshot.optimiser_step,
             },
         )

@@ -19,7 +19,7 @@ from ..data import index, storage, tokens
 from ..data.holes import Holes
 from ..data.loader import Loader
 from ..data.plan import Plan, Source
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
 from ..finetune.parts import KINDS
 from ..finetune.start import fresh_task
 from ..pretrain.checkpoint import open_checkpoint
@@ -82,6 +82,11 @@ class Worker:
         text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
         plan = open_plan(run, job.data)
         checkpoint = open_checkpoint(job.url, job.start) if job.start else None
+        if checkpoint and checkpoint.extra["stream"] != plan.state(job.start):
+            raise CheckpointError(
+                f"{checkpoint.url} was written on another sequence of batches "
+                f"({checkpoint.extra['stream']}, here {plan.state(job.start)}). Start a new run."
+            )
         writer = Writer(
             run=job.url,
             recipe=digest(run),
@@ -90,6 +95,7 @@ class Worker:
             attempt=job.attempt,
             keep=shape.keep_checkpoints,
             journal=self._journal,
+            stream=plan.state,
         )
         holes = Holes(plan, run.data.faults, journal.holes(place, job.start))
         self._journal.holes = holes
