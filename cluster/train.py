@@ -55,6 +55,7 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
             "data": plan.data,
             "plan": plan.digest,
             "samples": plan.samples,
+            "buckets": plan.table(),
             "diptych": __version__,
             "python": platform.python_version(),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -75,6 +76,9 @@ def train(
     """
     run = settled(run)
     place, data = prepare(run, shape, url)
+    for row in place.json("run.json").get("buckets", []):
+        text = f"bucket {row['bucket']}: {row['samples']:,} samples, {row['cropped']:.1%} cropped"
+        console.print(text, highlight=False)
     with cluster(address, shape):
         return run_on(run, shape, place, data, console=console)
 

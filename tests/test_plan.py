@@ -138,6 +138,15 @@ def test_many_shards_cost_nothing_at_a_step() -> None:
     assert len({ref.block for ref in plan.step(3000)}) <= 2 * plan.orders[0].window_blocks
 
 
+@pytest.mark.parametrize("counts", [[1000] + [1] * 50, [5, 3], [17]])
+def test_every_rank_takes_as_many_steps_whatever_the_shards(counts: list[int]) -> None:
+    """One giant shard and many tiny ones; fewer shards than ranks."""
+    plan = Plan(manifest(counts), 0, 8)
+    steps = 3 * -(-sum(counts) // 8)
+    for rank in range(8):
+        assert [len(plan.rows(step, rank, 8)) for step in range(steps)] == [1] * steps
+
+
 # --- several sources, buckets, restarts ----------------------------------------------------------
 
 SIZES = ((64, 64), (96, 64), (64, 96))
