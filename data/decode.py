@@ -25,6 +25,7 @@ MAX_PIXELS = 64_000_000
 MAX_TEXT = 16 << 20
 """Bytes of a txt, json or cls member; JSON takes up to thirty times its size in memory."""
 
+_STRIP = 512  # rows
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda stored: np.rot90(stored, 2),
@@ -86,14 +87,23 @@ def _by_pillow(blob: Blob) -> np.ndarray:
     with _opened(blob) as opened:
         _require_pixels(*opened.size)
         opened.load()
-        upright = ImageOps.exif_transpose(opened)
-    if upright.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip to white
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
-        upright = Image.new("RGBA", rgba.size, "white")
-        upright.alpha_composite(rgba)
-    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+        ImageOps.exif_transpose(opened, in_place=True)
+        width, height = opened.size
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, _STRIP):  # so that no second copy of the whole is ever made
+            bottom = min(height, top + _STRIP)
+            pixels[top:bottom] = np.asarray(_rgb(opened.crop((0, top, width, bottom))))
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
+    return image.convert("RGB")
 
 
 def _opened(blob: Blob) -> Image.Image:
@@ -170,22 +180,28 @@ def _put(found: dict[str, Any], extension: str, blob: Blob, fit: tuple[int, int]
         if found["image"] is None:  # the first one, as in the index
             found["image"], found["size"] = image(blob, fit=fit)
     elif extension == "txt":
-        found["text"] = _text(blob).decode().strip()
+        found["text"] = _text(blob).strip()
     elif extension == "json":
-        fields = json.loads(_text(blob))
-        if not isinstance(fields, dict):
-            raise ValueError(f"a JSON object is wanted, not a {type(fields).__name__}")
-        found["fields"] = {**fields, **found["fields"]}
+        found["fields"] = {**_fields(_text(blob)), **found["fields"]}
     elif extension == "cls":
         found["fields"] = {**found["fields"], "cls": int(_text(blob))}
     elif extension == "npy" or extension.endswith(".npy"):
         found["arrays"][extension.removesuffix(".npy")] = array(blob)
 
 
-def _text(blob: Blob) -> bytes:
+def _text(blob: Blob) -> str:
     if len(blob) > MAX_TEXT:
         raise ValueError(f"{len(blob):,} bytes of text are more than {MAX_TEXT:,}")
-    return bytes(blob)
+    return bytes(blob).decode("utf-8-sig")
+
+
+def _fields(text: str) -> dict[str, Any]:
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON object is wanted, not a {type(fields).__name__}")
+    if "\\ud" in text or "\\uD" in text:  # half a character, which no tokenizer takes
+        json.dumps(fields, ensure_ascii=False).encode()
+    return fields
 
 
 def array(blob: Blob) -> np.ndarray:

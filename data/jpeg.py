@@ -10,6 +10,7 @@ Blob = bytes | memoryview
 _APP1, _SCAN = 0xE1, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # less Huffman tables, "JPG", arithmetic tables
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_PIXELS_A_BYTE = 512  # at most: a Huffman code has a bit or more, and stands for 8 x 8 pixels
 _MAX_SCANS = 100  # an honest file has about ten; each may cost a pass over all pixels
 
 
@@ -29,7 +30,7 @@ def header(blob: Blob) -> Header | None:
     """The header; None for what is no JPEG or has a gap between its segments.
 
     Raises:
-        ValueError: more scans than an honest file has.
+        ValueError: fewer bytes than so many pixels need, or more scans than an honest file has.
     """
     if bytes(blob[:3]) != b"\xff\xd8\xff":
         return None
@@ -54,6 +55,8 @@ def _header(kind: int, frame: bytes, tagged: bool, blob: Blob) -> Header | None:
     if kind not in (_BASELINE, _EXTENDED) and bytes(blob).count(b"\xff\xda") > _MAX_SCANS:
         raise ValueError(f"more than {_MAX_SCANS} scans in one JPEG")
     plain = kind in (_BASELINE, _EXTENDED, _PROGRESSIVE) and bits == 8 and colours in (1, 3)
+    if plain and len(blob) * _PIXELS_A_BYTE < width * height:
+        raise ValueError(f"{width} x {height} pixels cannot be in {len(blob):,} bytes")
     return Header(width, height, plain and width > 0 and height > 0, tagged)
 
 

@@ -11,6 +11,7 @@ from ..errors import ShardError
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"^__[^/]*__($|/)")
+_RESERVED = ("__key__", "__url__")
 _CHUNK = 8 << 20
 _DAMAGE = (
     *(tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError),
@@ -76,6 +77,10 @@ def scan(file: Any, *, shard: str) -> Iterator[tuple[Record, dict[str, bytes]]]:
                 key, members, blobs = parts[0], {}, {}
             if parts[1] in members:
                 raise ShardError(f"{shard}: sample {key!r} has two members .{parts[1]}. Repack it.")
+            if parts[1] in _RESERVED:
+                raise ShardError(
+                    f"{shard}: {info.name!r}: .{parts[1]} is WebDataset's own. Rename it."
+                )
             blob = _blob(file, info, shard)
             members[parts[1]] = Member(info.offset_data, info.size, zlib.crc32(blob))
             blobs[parts[1]] = blob

@@ -42,6 +42,20 @@ def _sample(number: int) -> Sample:
     return f"{number:06d}", members
 
 
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+
+@pytest.fixture
+def bounded_memory() -> Iterator[None]:
+    """The test never takes 500 MB more than there were, not even for a moment."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _memory("VmRSS")
+    yield
+    assert _memory("VmHWM") - before < 500 << 20
+
+
 @pytest.fixture
 def samples() -> Samples:
     """`samples(3, first=7)`: three samples of 8 x 8 pixels, 7 the first one's number."""

@@ -26,14 +26,20 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def pixels(blob: bytes) -> np.ndarray:
-    image = decode.image(blob)
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    found, size = decode.image(blob)
+    assert (found.dtype, found.shape) == (np.uint8, (size[1], size[0], 3))
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    assert decode.size(blob) == size
+    return found
 
 
-def sample(blobs: dict[str, bytes]) -> dict[str, Any]:
+def sample(blobs: dict[str, bytes], **options: Any) -> dict[str, Any]:
     members = {name: Member(0, len(blob), zlib.crc32(blob)) for name, blob in blobs.items()}
-    return decode.sample(Record("key", members), blobs, shard="x.tar")
+    return decode.sample(Record("key", members), blobs, shard="x.tar", **options)
+
+
+NOTHING = {"image": None, "size": None, "text": None, "fields": {}, "arrays": {}}
 
 
 def png(width: int, height: int) -> bytes:
@@ -77,7 +83,7 @@ def test_too_many_pixels_are_refused_from_the_header(side: int) -> None:
 
 def test_the_last_allowed_pixel_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_PIXELS", 5000)
-    assert decode.image(png(100, 50)).size == (100, 50)
+    assert decode.image(png(100, 50))[1] == (100, 50)
     with pytest.raises(ValueError, match="101 x 50 pixels are more than 5,000"):
         decode.image(png(101, 50))
 
@@ -129,13 +135,14 @@ def test_gray_cmyk_and_deep_images_become_rgb() -> None:
 
 def test_text_and_records_are_read() -> None:
     found = sample({"txt": " grün \n".encode(), "json": b'{"a": [1]}', "cls": b"7\n"})
-    assert found == {"image": None, "text": "grün", "fields": {"a": [1], "cls": 7}}
+    assert found == NOTHING | {"text": "grün", "fields": {"a": [1], "cls": 7}}
 
 
 def test_the_first_image_is_the_image() -> None:
     other = encode(Image.new("RGB", (3, 3)), "PNG")
     found = sample({"png": encode(Image.fromarray(PIXELS), "PNG"), "mask.png": other})
-    assert found["image"].size == (9, 6)
+    assert found["size"] == (9, 6)
+    assert (found["image"] == PIXELS).all()
 
 
 @pytest.mark.parametrize(
@@ -189,10 +196,14 @@ class Canary:
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     blob = pickle.dumps(Canary(canary))
-    names = ["pyd", "pkl", "pickle", "pth", "pt", "npy", "pyd.json5", "ten", "mp"]
+    names = ["pyd", "pkl", "pickle", "pth", "pt", "npz", "pyd.json5", "ten", "mp"]
     found = sample({**dict.fromkeys(names, blob), "json": json.dumps({"a": 1}).encode()})
-    assert found == {"image": None, "text": None, "fields": {"a": 1}}
-    for name in ("json", "cls", "txt", "jpg"):
+    assert found == NOTHING | {"fields": {"a": 1}}
+    objects = io.BytesIO()
+    np.save(objects, np.array([Canary(canary)], dtype=object))
+    with pytest.raises(ShardError, match=r"key\.npy cannot be decoded: .*never unpickled"):
+        sample({"npy": objects.getvalue()})
+    for name in ("json", "cls", "txt", "jpg", "npy", "x.npy"):
         with pytest.raises(ShardError):
             sample({name: blob})
     assert not canary.exists()
