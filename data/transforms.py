@@ -18,6 +18,9 @@ from . import draws
 _HAIRLINE = 64
 """Sides longer than so many frames are cut first, or a hairline would be resized to gigapixels."""
 
+_TINY = 1e-9
+"""What rounding may do to a scale."""
+
 
 class Frame(Record):
     """How an image becomes a row of a batch."""
@@ -67,19 +70,21 @@ def frame(
         size: (width, height) of the whole image where `pixels` were decoded at a smaller scale.
     """
     whole = size or (pixels.shape[1], pixels.shape[0])
-    middle = _without_hairline(pixels, frame)
-    cover = _cover(*(whole if middle is pixels else middle.shape[1::-1]), frame)
-    pixels_CHW = torch.from_numpy(middle).permute(2, 0, 1)
-    if cover != middle.shape[1::-1]:
-        pixels_CHW = functional.interpolate(
-            pixels_CHW[None], cover[::-1], mode="bicubic", antialias=True
-        )[0]
-    left = _kept(cover[0] - frame.width, frame, draw, "crop left")
-    top = _kept(cover[1] - frame.height, frame, draw, "crop top")
-    cut_CHW = pixels_CHW[:, top : top + frame.height, left : left + frame.width]
+    reduced = _reduction(whole, pixels)
+    pixels = _without_hairline(pixels, frame)
+    width = min(whole[0], reduced * pixels.shape[1])
+    height = min(whole[1], reduced * pixels.shape[0])
+    scale = max(frame.width / width, frame.height / height)
+    left = _kept(width * scale - frame.width, frame, draw, "crop left")
+    top = _kept(height * scale - frame.height, frame, draw, "crop top")
+    resized_CHW = _resized(pixels, scale * reduced)
+    row_CHW = resized_CHW[:, top : top + frame.height, left : left + frame.width]
     flipped = _uniform(draw, "flip") < frame.flip
-    row_CHW = cut_CHW.flip(2) if flipped else cut_CHW
-    return (row_CHW if out is None else out.copy_(row_CHW)), Placed(*whole, left, top, flipped)
+    if out is None:
+        out = torch.empty(row_CHW.shape, dtype=torch.uint8)
+    # By NumPy: torch would wake a team of threads for a copy, which loaders' threads fight over.
+    np.copyto(out.numpy(), row_CHW[..., ::-1] if flipped else row_CHW)
+    return out, Placed(*whole, left, top, flipped)
 
 
 def _without_hairline(pixels: np.ndarray, frame: Frame) -> np.ndarray:
@@ -93,15 +98,37 @@ def _without_hairline(pixels: np.ndarray, frame: Frame) -> np.ndarray:
     return pixels[top : top + most_high, left : left + most_wide]
 
 
-def _cover(width: int, height: int, frame: Frame) -> tuple[int, int]:
-    """(width, height) of the smallest resized image of the same shape that covers the frame."""
-    scale = max(frame.width / width, frame.height / height)
-    return max(frame.width, round(width * scale)), max(frame.height, round(height * scale))
+def _reduction(whole: tuple[int, int], pixels: np.ndarray) -> int:
+    """By how much an image was reduced as it was decoded.
+
+    Raises:
+        ValueError: these cannot be its pixels.
+    """
+    height, width = pixels.shape[:2]
+    for by in (1, 2, 4, 8):
+        if (-(-whole[0] // by), -(-whole[1] // by)) == (width, height):
+            return by
+    raise ValueError(f"{width} x {height} pixels are no reduction of {whole[0]} x {whole[1]}")
 
 
-def _kept(spare: int, frame: Frame, draw: int, purpose: str) -> int:
+def _resized(pixels: np.ndarray, scale: float) -> np.ndarray:
+    """(3, height, width): bicubic and antialiased, as Pillow does it to within 2 of 255.
+
+    Both sides are scaled alike, the longer one not to a whole number of pixels: so the odd last
+    column of an image leaves all others where they are, at whatever scale it was decoded.
+    """
+    if abs(scale - 1) < _TINY:
+        return pixels.transpose(2, 0, 1)
+    pixels_BCHW = torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
+    return functional.interpolate(
+        pixels_BCHW, scale_factor=scale * (1 + _TINY), mode="bicubic", antialias=True
+    ).numpy()[0]
+
+
+def _kept(spare: float, frame: Frame, draw: int, purpose: str) -> int:
     """Where the kept part of a side begins, of `spare` pixels too many."""
-    return int(_uniform(draw, purpose) * (spare + 1)) if frame.crop == "random" else spare // 2
+    most = int(spare * (1 + _TINY))
+    return int(_uniform(draw, purpose) * (most + 1)) if frame.crop == "random" else most // 2
 
 
 def _uniform(draw: int, purpose: str) -> float:

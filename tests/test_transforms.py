@@ -29,9 +29,10 @@ def gradient(width: int, height: int) -> np.ndarray:
 def test_a_row_is_what_pillow_makes_of_it(size: tuple[int, int], wanted: Frame) -> None:
     soft = Image.fromarray(noise(4, 4)).resize(size, Image.Resampling.BICUBIC)
     scale = max(wanted.width / size[0], wanted.height / size[1])
-    cover = max(wanted.width, round(size[0] * scale)), max(wanted.height, round(size[1] * scale))
+    cover = int(size[0] * scale + 1e-6), int(size[1] * scale + 1e-6)
     left, top = (cover[0] - wanted.width) // 2, (cover[1] - wanted.height) // 2
-    resized = soft.resize(cover, Image.Resampling.BICUBIC)
+    whole = (0, 0, min(size[0], cover[0] / scale), min(size[1], cover[1] / scale))
+    resized = soft.resize(cover, Image.Resampling.BICUBIC, whole)
     expected = np.asarray(resized.crop((left, top, left + wanted.width, top + wanted.height)))
     found, placed = frame(np.array(soft), wanted, 0)
     assert (found.shape, found.dtype) == ((3, wanted.height, wanted.width), torch.uint8)
@@ -100,14 +101,26 @@ def test_a_draw_says_it_all(draw: int, crop: str, flip: float) -> None:
     assert not out[0].any()
 
 
-def test_crops_do_not_depend_on_the_scale_of_decoding() -> None:
-    whole, wanted = gradient(199, 100), Frame(width=25, height=25, crop="random")
-    half = np.array(Image.fromarray(whole).resize((100, 50), Image.Resampling.BOX))
-    for draw in range(50):
-        exact, placed = frame(whole, wanted, draw)
-        scaled, again = frame(half, wanted, draw, size=(199, 100))
-        assert placed == again
-        assert (exact.int() - scaled.int()).abs().max() <= 2
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_pixels_stay_in_place_at_every_scale_of_decoding(by: int) -> None:
+    size = (397, 199)  # both odd: the last column and row are padded
+    whole = np.asarray(Image.fromarray(noise(12, 6)).resize(size, Image.Resampling.BICUBIC))
+    padded = np.pad(whole, ((0, -size[1] % by), (0, -size[0] % by), (0, 0)), mode="edge")
+    height, width = padded.shape[0] // by, padded.shape[1] // by
+    parts = padded.reshape(height, by, width, by, 3).astype(float)
+    reduced = parts.mean((1, 3)).round().astype(np.uint8)
+    for side in (199 // by, 20):
+        wanted = Frame(width=side, height=side, crop="random")
+        for draw in map(draws.row_key, range(50)):
+            exact, placed = frame(np.array(whole), wanted, draw)
+            scaled, again = frame(reduced, wanted, draw, size=size)
+            assert placed == again
+            assert (exact.int() - scaled.int()).abs().float().mean() < 1.5
+
+
+def test_pixels_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="50 x 40 pixels are no reduction of 70 x 40"):
+        frame(noise(50, 40), SQUARE, 0, size=(70, 40))
 
 
 @pytest.mark.parametrize(
