@@ -19,7 +19,7 @@ _DAMAGE = (
 )
 _PADDING = 10_240
 """Tars are filled up with zeros to a multiple of this, ..."""
-_RECORD_SIZES = [1 << power for power in range(14, 21)]
+_OTHER_PADDING = [1 << power for power in range(14, 21)]
 """... or of a power of two up to 1 MiB, where somebody asked for it (`tar -b`)."""
 
 
@@ -99,7 +99,7 @@ def _files(file: Any, shard: str) -> Iterator[tarfile.TarInfo]:
             fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace"
         ) as tar:
             for info in tar:
-                tar.members = []  # or it would remember a giant's every member
+                vars(tar)["members"] = []  # or it would remember a giant's every member
                 if info.size < 0:  # which would lead back to where we were, for ever
                     raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes")
                 if info.isreg():
@@ -139,7 +139,8 @@ def _require_end(file: Any, end: int, shard: str) -> None:
             )
     # A download that was never finished, into space reserved for it, ends in zeros too: in more.
     zeros = size - end - 1024
-    if zeros >= _PADDING and not any(zeros < step and size % step == 0 for step in _RECORD_SIZES):
+    steps = [step for step in _OTHER_PADDING if size % _PADDING and size % step == 0]
+    if zeros >= max([_PADDING, *steps]):
         raise ShardError(
             f"{shard}: {size - end:,} zeros at the end are more than tar writers pad with; the "
             "samples there seem to be lost. Upload it again, or repack it if nothing is missing."

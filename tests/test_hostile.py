@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Pillow's and NumPy's own, about damaged files
 ]
 
+Bytes = dict[int, bytes]
 MIB = 1 << 20
 
 
@@ -37,11 +38,13 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 # Tars written by hand, header by header
 
 
-def header(name: bytes, size: bytes, kind: bytes = b"0", link: bytes = b"", **more: Any) -> bytes:
-    """512 bytes with a checksum that fits; `more` are (place, bytes) to write over them."""
+def header(
+    name: bytes, size: bytes, kind: bytes = b"0", link: bytes = b"", more: Bytes | None = None
+) -> bytes:
+    """512 bytes with a checksum that fits; `more` are bytes by their place."""
     block = bytearray(512)
     fields = {0: name[:100], 100: b"0000644\0", 124: size[:12], 156: kind, 157: link[:100]}
-    fields |= {257: b"ustar\x0000"} | dict(more.values())
+    fields |= {257: b"ustar\x0000"} | (more or {})
     for place, value in fields.items():
         block[place : place + len(value)] = value
     block[148:156] = b" " * 8
@@ -62,8 +65,8 @@ def data(blob: bytes) -> bytes:
     return blob + bytes(-len(blob) % 512)
 
 
-def member(name: bytes, blob: bytes, kind: bytes = b"0", **more: Any) -> bytes:
-    return header(name, octal(len(blob)), kind, **more) + data(blob)
+def member(name: bytes, blob: bytes, kind: bytes = b"0") -> bytes:
+    return header(name, octal(len(blob)), kind) + data(blob)
 
 
 def ended(*pieces: bytes) -> bytes:
@@ -134,17 +137,17 @@ def long_name(rng: random.Random) -> bytes:
 def sparse(rng: random.Random) -> bytes:
     """An old GNU sparse member with a map of random lies."""
     numbers = [rng.choice(SIZES) for _ in range(8)]
-    more = {"map": (386, b"".join(numbers)), "extended": (482, rng.choice([b"\0", b"\1"]))}
-    return header(b"s.txt", rng.choice(SIZES), b"S", **more) + data(b"hello")
+    more = {386: b"".join(numbers), 482: rng.choice([b"\0", b"\1"])}
+    return header(b"s.txt", rng.choice(SIZES), b"S", more=more) + data(b"hello")
 
 
 def odd(rng: random.Random) -> bytes:
     blob = rng.choice([b"", b"hello", b"x" * 700, header(b"inner.txt", octal(0))])
     size = rng.choice([*[octal(len(blob))] * 4, rng.choice(SIZES)])
     kind = rng.choice([*[b"0"] * 4, rng.choice(KINDS)])
-    prefix = (345, rng.choice([b"", b"..", b"/", b"p" * 155, b"\xff"]))
+    prefix = {345: rng.choice([b"", b"..", b"/", b"p" * 155, b"\xff"])}
     link = rng.choice([b"", b"first.txt", b"/etc/passwd", b"../../x"])
-    return header(rng.choice(NAMES), size, kind, link, prefix=prefix) + data(blob)
+    return header(rng.choice(NAMES), size, kind, link, prefix) + data(blob)
 
 
 def hostile(number: int) -> bytes:
@@ -214,14 +217,8 @@ def test_a_hostile_tar_is_indexed_or_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
 def test_headers_of_headers_without_end_are_an_error(kind: bytes) -> None:
     piece = member(b"long", b"10 path=a\n", kind)
-    with pytest.raises(ShardError, match=r"x\.tar"):
-        scanned_error(ended(member(b"first.txt", b"1"), piece * 3000, member(b"last.txt", b"2")))
-
-
-def scanned_error(tar: bytes) -> None:
-    _, err = scanned(tar)
-    if err:
-        raise err
+    _, err = scanned(ended(member(b"first.txt", b"1"), piece * 3000, member(b"last.txt", b"2")))
+    assert isinstance(err, ShardError)
 
 
 # Files that are small and mean to become large
@@ -264,14 +261,14 @@ def shaped(shape: str, dtype: str = "'<f4'") -> bytes:
 BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "gigantic": ("png", lambda: png(13_300, 13_300), "13300 x 13300 pixels are more than"),
     "2^31": ("png", lambda: png(2**31 - 1, 2**31 - 1, rows=b"x"), "pixels"),
-    "colours": ("png", lambda: png(8, 8, chunk(b"iCCP", b"x\0\0" + deflated(300))), "too large"),
-    "text": ("png", lambda: png(8, 8, chunk(b"zTXt", b"x\0\0" + deflated(300))), "too large"),
+    "colours": ("png", lambda: png(8, 8, chunk(b"iCCP", b"x\0\0" + deflated(100))), "too large"),
+    "text": ("png", lambda: png(8, 8, chunk(b"zTXt", b"x\0\0" + deflated(100))), "too large"),
     "international": (
-        *("png", lambda: png(8, 8, chunk(b"iTXt", b"x\0\1\0\0\0" + deflated(300)))),
+        *("png", lambda: png(8, 8, chunk(b"iTXt", b"x\0\1\0\0\0" + deflated(100)))),
         "too large",
     ),
     "texts": ("png", lambda: png(8, 8, chunk(b"zTXt", b"x\0\0" + deflated(1)) * 200), "memory"),
-    "rows": ("png", lambda: png(8, 8, rows=deflated(500)), ""),
+    "rows": ("png", lambda: png(8, 8, rows=deflated(100)), ""),
     "canvas": ("webp", lambda: webp(16_384, 16_384), "more than 64,000,000"),
     "wide canvas": ("webp", lambda: webp(16_000, 4_001), "."),
     "nested": ("json", lambda: b'{"a":' * 100_000, "recursion"),
@@ -325,7 +322,7 @@ def test_the_gigantic_png_is_small() -> None:
 def test_the_largest_image_allowed_fits_in_memory() -> None:
     for format in ("JPEG", "PNG"):
         buffer = io.BytesIO()
-        Image.new("RGB", (8000, 8000), (1, 2, 3)).save(buffer, format)
+        Image.new("RGB", (8000, 8000), (1, 2, 3)).save(buffer, format, compress_level=1)
         assert decode.image(buffer.getvalue())[1] == (8000, 8000)
 
 

@@ -58,12 +58,19 @@ KEYS = [
     "d" * 150,
     "e" * 90 + "/" + "f" * 200,
     "ü",
+    "a b",
+    "./dir.x/./a",
+    "/absolute/a",
+    "up/../a",
 ]
 EXTENSIONS = ["jpg", "JPG", "txt", "seg.png", "tar.gz", "", "json"]
 names = st.one_of(
     st.builds("{}.{}".format, st.sampled_from(KEYS), st.sampled_from(EXTENSIONS)),
     st.sampled_from(
-        ["noext", "dir/.hidden", "__meta__", "__meta__/a.txt", "dir/__x__.txt", "__a.b"]
+        [
+            *("noext", "dir/.hidden", "__meta__", "__meta__/a.txt", "dir/__x__.txt", "__a.b"),
+            *(".txt", "./.hidden.txt", "dir.x/noext", "a..txt", "a.", "dir/", "A.B.c/d.E.f"),
+        ]
     ),
 )
 blobs = st.one_of(st.none(), st.binary(max_size=20), st.sampled_from([bytes(512), bytes(1024)]))
@@ -176,6 +183,48 @@ def test_a_size_beyond_all_memory_is_an_error() -> None:
         damaged[start + 124 : start + 136] = b"\x80" + b"\x7f" * 11
         damaged[start + 148 : start + 156] = b" " * 8
         damaged[start + 148 : start + 156] = b"%06o\0 " % sum(damaged[start : start + 512])
+        with pytest.raises(ShardError, match=r"x\.tar"):
+            scan(bytes(damaged))
+
+
+LARGE = pack([(f"{number:03}.jpg", bytes([number + 1]) * 7000) for number in range(20)])
+
+
+def test_a_download_that_stopped_in_reserved_space_is_an_error() -> None:
+    for start in headers(LARGE)[:-1]:  # the last file alone is no more than padding could be
+        with pytest.raises(ShardError, match="zeros at the end are more than tar writers pad with"):
+            scan(LARGE[:start] + bytes(len(LARGE) - start))
+    with pytest.raises(ShardError, match="zeros at the end"):
+        scan(LARGE + bytes(5 << 20))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 20, 32, 128, 2048])
+def test_padding_of_every_usual_size_is_no_damage(blocks: int, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    made = subprocess.run(
+        ["tar", "-C", tmp_path, "-b", str(blocks), "-cf", "-", "a.txt"],
+        capture_output=True,
+        check=True,
+    )
+    assert len(made.stdout) % (blocks * 512) == 0
+    assert scan(made.stdout) == [("a", {"txt": b"a"})]
+    whole = made.stdout[:1024] + bytes(1024)  # as Go and Rust write it
+    assert scan(whole) == [("a", {"txt": b"a"})]
+
+
+def test_names_that_webdataset_needs_are_refused() -> None:
+    for name in ("a.__key__", "a.__url__"):
+        with pytest.raises(ShardError, match=rf"'{name}': .* is WebDataset's own"):
+            scan(pack([("a.txt", b"1"), (name, b"2")]))
+
+
+def test_a_size_below_zero_does_not_lead_back() -> None:
+    for kind in b"05Zx":
+        damaged = bytearray(HEALTHY)
+        damaged[156] = kind
+        damaged[124:136] = b"\xff" * 10 + b"\xf8\x00"  # -2048 in base 256
+        damaged[148:156] = b" " * 8
+        damaged[148:156] = b"%06o\0 " % sum(damaged[:512])
         with pytest.raises(ShardError, match=r"x\.tar"):
             scan(bytes(damaged))
 
