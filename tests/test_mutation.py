@@ -7,10 +7,11 @@ Nothing is random from run to run: every case is a function of its kind and numb
 
 import io
 import json
+import os
 import random
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from PIL import Image
 
 from diptych.data import decode, index, storage
 from diptych.data.check import check
+from diptych.data.holes import Budget, Holes
+from diptych.data.index import Manifest
+from diptych.data.loader import Loader, Recipe
+from diptych.data.pack import Sample
+from diptych.data.plan import Plan
 from diptych.data.records import Member, Record, scan
+from diptych.data.tokens import Text
 from diptych.errors import CrcError, DiptychError, ShardError
 
 pytestmark = [
@@ -279,3 +286,31 @@ def test_a_check_finds_every_loss(damage: Any, tmp_path: Path) -> None:
         assert all("x.tar" in sentence for _, sentence in found.faults)
         if damage is cut and data[: PLACES[0][-1][1]] != TARS[0][: PLACES[0][-1][1]]:
             assert found.good == len(rows) - len(missing)
+
+
+def test_a_stream_steps_over_exactly_what_is_damaged(
+    samples: Callable[..., list[Sample]], dataset: Callable[..., Manifest], text: Text
+) -> None:
+    rng = random.Random(0)
+    manifest = dataset([samples(50, first=50 * number) for number in range(6)])
+    truth: set[str] = set()
+    for shard in manifest.shards:
+        path = storage.local_path(shard.url)
+        data, before = bytearray(Path(path).read_bytes()), os.stat(path)
+        rows = list(scan(io.BytesIO(bytes(data)), shard=shard.url))
+        for record, _ in rng.sample(rows, 17):
+            member = rng.choice(list(record.members.values()))
+            data[member.offset + rng.randrange(member.size)] ^= 1 << rng.randrange(8)
+            truth.add(f"{storage.name(shard.url)}/{record.key}")
+        Path(path).write_bytes(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a failing disk does it
+    plan = Plan(manifest, 0, 20)
+    holes = Holes(plan, Budget(shard=1, source=1))
+    recipe, seen = Recipe(text="txt", image_size=8, seed=0), dict[str, bool]()
+    for _, batch in Loader(plan, text, recipe, stop=15, holes=holes):
+        left = [False] * batch.rows if batch.hole_B is None else batch.hole_B.tolist()
+        seen |= dict(zip(batch.keys, left, strict=True))
+    assert len(seen) == 300
+    assert len(truth) == 102
+    assert {key for key, hole in seen.items() if hole} == truth
+    assert {f"{hole.shard}/{hole.key}" for hole in holes.turn()} == truth
