@@ -51,9 +51,13 @@ def main() -> None:
 
 def samples() -> list[Image.Image]:
     """Photos that come with scikit-image and scikit-learn, nothing is downloaded."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
+    try:
+        from skimage import data
+        from sklearn.datasets import load_sample_images
+    except ImportError as err:
+        raise SystemExit(
+            f"{err}. Run: pip install scikit-image scikit-learn, or give --tar"
+        ) from err
     found = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
     found += [data.retina(), data.hubble_deep_field(), data.stereo_motorcycle()[0]]
     return [Image.fromarray(pixels) for pixels in [*found, *load_sample_images().images]]

@@ -13,6 +13,8 @@ _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _PIXELS_A_BYTE = 512  # at most: a Huffman code has a bit or more, and stands for 8 x 8 pixels
 _MAX_SCANS = 100  # an honest file has about ten; each may cost a pass over all pixels
 
+_IN_FULL = (0, 0)
+
 
 class Header(NamedTuple):
     """What the segments before the first scan say."""
@@ -66,7 +68,7 @@ def decode(blob: Blob, head: Header, fit: tuple[int, int] | None) -> np.ndarray 
     With `fit` (width, height) they are decoded at the smallest of 1/8, 1/4, 1/2 and 1 whose both
     sides are no less than it; without, in full and bit for bit as Pillow decodes them.
     """
-    width, height = _scaled(head, *fit) if fit else (head.width, head.height)
+    width, height = _scaled(head, *fit) if fit else _IN_FULL
     try:
         return simplejpeg.decode_jpeg(blob, "RGB", min_width=width, min_height=height)
     except ValueError:
@@ -75,8 +77,8 @@ def decode(blob: Blob, head: Header, fit: tuple[int, int] | None) -> np.ndarray 
 
 def _scaled(head: Header, width: int, height: int) -> tuple[int, int]:
     # Only halves: the other eighths have no vector code and cost more than decoding in full.
-    for part in (8, 4, 2):
-        sides = -(-head.width // part), -(-head.height // part)
-        if sides[0] >= width and sides[1] >= height:
-            return sides
-    return head.width, head.height
+    # Only from 8 pixels on: fewer are as many at the next smaller scale, which would be taken.
+    for part in (8, 4, 2) if max(head.width, head.height) >= 8 else ():
+        if head.width >= part * width and head.height >= part * height:
+            return -(-head.width // part), -(-head.height // part)
+    return _IN_FULL

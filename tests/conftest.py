@@ -50,8 +50,11 @@ def _memory(name: str) -> int:
 @pytest.fixture
 def bounded_memory() -> Iterator[None]:
     """The test never takes 500 MB more than there were, not even for a moment."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _memory("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _memory("VmRSS")
+    except OSError:  # some sandboxes have no such file
+        before = _memory("VmHWM")
     yield
     assert _memory("VmHWM") - before < 500 << 20
 

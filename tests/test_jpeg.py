@@ -42,7 +42,7 @@ def sample(blob: Any, **options: Any) -> dict[str, Any]:
     return decode.sample(Record("key", members), {"jpg": blob}, shard="x.tar", **options)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 33), (64, 48), (321, 123)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (7, 33), (64, 48), (321, 123)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -94,8 +94,9 @@ def test_orientation_is_undone_at_every_scale(orientation: int, tag: Any, fit: S
     wanted = Image.fromarray(full).resize((width, height), Image.Resampling.BOX)
     assert np.abs(pixels.astype(int) - np.asarray(wanted)).mean() < 3
     assert pixels.flags.c_contiguous
-    if fit:
-        assert (width, height) >= fit or orientation in (5, 6, 7, 8)
+    if fit and size[0] >= fit[0] and size[1] >= fit[1]:
+        assert width >= fit[0]
+        assert height >= fit[1]
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
@@ -108,9 +109,23 @@ def test_a_scale_covers_and_half_of_it_would_not(
     part = next(p for p in (1, 2, 4, 8) if -(-width // p) <= pixels.shape[1])
     scales = {p: (-(-width // p), -(-height // p)) for p in (1, 2, 4, 8)}
     assert scales[part] == pixels.shape[1::-1]
-    covers = [p for p, (w, h) in scales.items() if w >= fit_width and h >= fit_height]
+    covers = [p for p in scales if width >= p * fit_width and height >= p * fit_height]
     assert scales[part] == scales[max(covers, default=1)]
     assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 3
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 7), (7, 7), (9, 9), (12, 9)])
+@pytest.mark.parametrize("by", [1, 2, 4, 8])
+def test_a_small_image_is_decoded_at_no_other_scale(size: Size, by: int) -> None:
+    blob = encode(photo(*size))
+    fit = max(1, size[0] // by), max(1, size[1] // by)
+    pixels, _ = decode.image(blob, fit=fit)
+    if max(size) < 8 or by == 1:
+        assert (pixels == by_pillow(blob)).all()
+    else:
+        reduced = Image.open(io.BytesIO(blob))
+        reduced.draft("RGB", fit)  # libjpeg's own reduction, in Pillow
+        assert (pixels == np.asarray(reduced)).all()
 
 
 def test_exact_means_in_full() -> None:
