@@ -94,7 +94,8 @@ def validates(group: str, fraction: float) -> bool:
 class Seen:
     """The keys so far, 8 bytes each: 100 million take 0.8 GB."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = 1 << 20) -> None:
+        self.batch = batch
         self._new: set[int] = set()
         self._old = np.empty(0, np.uint64)
 
@@ -105,7 +106,7 @@ class Seen:
         if mark in self._new or (place < len(self._old) and int(self._old[place]) == mark):
             return False
         self._new.add(mark)
-        if len(self._new) >= 1 << 20:
+        if len(self._new) >= self.batch:
             fresh = np.fromiter(self._new, np.uint64, len(self._new))
             self._old = np.sort(np.concatenate([self._old, fresh]), kind="stable")
             self._new.clear()

@@ -258,6 +258,7 @@ class _Writer:
             part.bytes = storage.stat(self.journal.url(part.number))[0]
         self.journal.save(part)
         _count(self.packed, part.row())
+        _require_few(self.journal, self.packed, self.shape)
         return part
 
     def _next(self, part: _Part) -> tuple[Item, Members] | None:
@@ -279,9 +280,14 @@ class _Writer:
     def _fits(self, part: _Part, members: Members) -> bool:
         if part.samples == self.shape.samples:
             return False
-        size = part.bytes + sum(512 + -(-len(blob) // 512) * 512 for blob in members.values())
+        size = part.bytes + 1024 + sum(512 + _up(len(blob), 512) for blob in members.values())
         most = self.shape.megabytes
-        return not part.samples or most is None or size + 1024 <= most * 1e6
+        return not part.samples or most is None or _up(size, tarfile.RECORDSIZE) <= most * 1e6
+
+
+def _up(size: int, step: int) -> int:
+    """The size rounded up to whole steps, as a tar does with its members and its own end."""
+    return -(-size // step) * step
 
 
 def tar(samples: Iterable[Sample]) -> bytes:

@@ -58,13 +58,16 @@ def data_pack(
     from .pictures import Fit
     from .sources.tables import Columns
 
-    per_shard = per_shard or (None if shard_mb else 1000)
+    samples = per_shard or (None if shard_mb else 1000)
     how = Making(
-        shape=Shape(samples=per_shard, megabytes=shard_mb, skips=max_skipped),
+        shape=Shape(samples=samples, megabytes=shard_mb, skips=max_skipped),
         fit=Fit(longest, shortest, quality),
         columns=Columns(image, caption, key),
-        **{"split": split, "root": root, "validation": validation},
-        **{"vocabulary": vocabulary, "threads": threads},
+        split=split,
+        root=root,
+        validation=validation,
+        vocabulary=vocabulary,
+        threads=threads,
     )
     with bar("pack", None) as told:
         made = make(source, out, how, told=told)
@@ -96,25 +99,33 @@ def data_index(
 @app.command("check")
 def data_check(
     url: Annotated[str, typer.Argument(help="Folder of indexed tars, or of their index.")],
+    threads: Annotated[int, typer.Option(min=1, help="Shards read at once.")] = 4,
+    most: Annotated[int, typer.Option(min=0, help="Faults shown of each reason.")] = 5,
     json_: Json = False,
 ) -> None:
     """Read every byte and compare it with the index; exit code 2 if anything is wrong.
 
+    Every sample is counted once, as good or under its reason. A replaced shard (another size or
+    etag than was indexed) is counted beside them: its samples may still be the same.
+
     Examples:
 
         diptych data check s3://my-bucket/photos
+
+        diptych data check s3://my-bucket/photos --json --most 1000
     """
     from . import index
-    from .check import check
+    from .check import REPLACED, check
 
     manifest = index.open_manifest(url)
     with bar("check", len(manifest.shards)) as told:
-        found = check(manifest, done=lambda shard: told(1))
+        found = check(manifest, lambda shard: told(1), threads=threads, most=most)
     facts = {"good": found.good, **found.reasons, "of": manifest.samples}
+    facts |= {f"{REPLACED}s": found.replaced} if found.replaced else {}
     show({**facts, "faults": found.faults} if json_ else facts, json_, title=url)
-    for _, sentence in found.faults[:20]:
-        print(sentence, file=sys.stderr)
-    if found.faults:
+    for reason, sentence in sorted(found.faults, key=lambda fault: fault[0]):
+        print(f"{reason}: {sentence}", file=sys.stderr)
+    if found.reasons or found.replaced:
         raise typer.Exit(2)
 
 
@@ -124,7 +135,7 @@ def data_preview(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("preview.html"),
     count: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 48,
 ) -> None:
-    """Write one self-contained HTML page of samples.
+    """Write one self-contained HTML page: samples, sizes, and what was skipped and why.
 
     Examples:
 

@@ -1,5 +1,6 @@
 """Parquet and Arrow files, and Hugging Face datasets on disk, read with pyarrow alone."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from .tables import Columns, item
 _ROWS = 32
 """Rows in memory at once."""
 _NAME = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+_SPLIT = re.compile(r"(train|test|val|valid|validation|dev|eval)$")
 
 
 class ArrowFiles:
@@ -33,23 +35,25 @@ class ArrowFiles:
                     place = f"{path.relative_to(self.folder)}:{number}"
                     where = {"name": place, "mark": f"{mark}:{number}"}
                     yield item(row, columns, root=self.root, **where)
-            except pyarrow.ArrowException as err:
+            except (pyarrow.ArrowException, OSError) as err:
                 raise DataError(
                     f"{path} is damaged or no such table: {err}. Get it again."
                 ) from err
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any], Columns]]:
-        number = 0
-        for batch in _batches(path):
-            if not number:
-                images = picture_columns(batch.schema)
-                columns = self.columns.named(batch.schema.names, source=str(path), images=images)
-                kept = [field.name for field in batch.schema if not _binary(field.type)]
-                self.notes.columns |= {*batch.schema.names} - {*kept, columns.image}
-                wanted = [n for n in batch.schema.names if n in kept or n == columns.image]
-            for row in batch.select(wanted).to_pylist():
-                yield number, row, columns
-                number += 1
+        batches = _batches(path)
+        first = next(batches, None)
+        if first is None:
+            return
+        names = first.schema.names
+        images = picture_columns(first.schema)
+        columns = self.columns.named(names, source=str(path), images=images)
+        dropped = {field.name for field in first.schema if _binary(field.type)} - {columns.image}
+        self.notes.columns |= dropped
+        wanted = [name for name in names if name not in dropped]
+        rows = (batch.select(wanted).to_pylist() for batch in itertools.chain([first], batches))
+        for number, row in enumerate(itertools.chain.from_iterable(rows)):
+            yield number, row, columns
 
 
 def is_dataset(folder: Path) -> bool:
@@ -122,11 +126,11 @@ def _batches(path: Path) -> Iterator[Any]:
 
 
 def _split(path: Path, folder: Path) -> str:
-    """The split that a file of a repository belongs to, by its folder or its name."""
-    name = _NAME.match(path.stem)
-    inner = path.relative_to(folder).parts[:-1]
-    known = [part for part in inner if part not in ("data", "default")]
-    return (name[1] if name else "") or "/".join(known)
+    """The split, and the configuration if there are some, by a file's folders and name."""
+    found = _NAME.match(path.stem) or _SPLIT.match(path.stem)
+    parts = [*path.relative_to(folder).parts[:-1], found[1] if found else ""]
+    told = [part for part in parts if part not in ("", "data", "default", "part")]
+    return "/".join(part for part, _ in itertools.groupby(told))
 
 
 def _chosen(folder: Path, splits: list[str], split: str | None) -> str:
