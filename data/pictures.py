@@ -56,8 +56,7 @@ def ready(members: Members, fit: Fit) -> Members:
             if size:
                 blob = _smaller(opened, size, extension, fit.quality)
             else:
-                opened.draft("RGB", (1, 1))  # reads every byte of a JPEG, but makes 1/64 of it
-                opened.load()
+                decode.image(blob, fit=(1, 1))  # every byte of a JPEG is read, 1/64 of it made
     except Image.DecompressionBombError as err:
         raise Unreadable("too many pixels", str(err)) from err
     except Image.UnidentifiedImageError as err:
@@ -77,14 +76,17 @@ def _smaller(opened: Image.Image, size: tuple[int, int], extension: str, quality
     upright = ImageOps.exif_transpose(opened)
     if upright.mode not in ("L", "RGB", "RGBA"):
         alpha = upright.has_transparency_data
-        upright = upright.convert("RGBA") if alpha else decode.image(_png(upright))
+        upright = upright.convert("RGBA") if alpha else _rgb(upright)
     small = upright.resize((size[1], size[0]) if turned else size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, **_SAVING[extension], quality=quality, icc_profile=kept)
     return buffer.getvalue()
 
 
-def _png(image: Image.Image) -> bytes:
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB as training would see it: palettes, 16 bits of gray, CMYK."""
+    if image.mode == "CMYK":
+        return image.convert("RGB")
     buffer = io.BytesIO()
-    (image.convert("RGB") if image.mode == "CMYK" else image).save(buffer, "PNG")
-    return buffer.getvalue()
+    image.save(buffer, "PNG")
+    return Image.fromarray(decode.image(buffer.getvalue())[0])
