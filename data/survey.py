@@ -63,9 +63,10 @@ def aspect_chart(aspects: Sequence[float]) -> dict[str, Any]:
 
 
 def text_chart(lengths: Sequence[int]) -> dict[str, Any]:
-    """Twenty equal bars up to the longest caption but for one in a hundred, one beyond."""
+    """Twenty equal bars that hold all captions but the longest one in a hundred, one beyond."""
     most = sorted(lengths)[math.ceil(len(lengths) * 0.99) - 1] if lengths else 20
-    step = max(1, math.ceil((most + 1) / 20))
+    rounds = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
+    step = next(step for step in rounds if 20 * step > most)
     labels = [f"{place * step} to {place * step + step - 1}" for place in range(20)]
     ticks = {place: str(place * step) for place in range(0, 21, 5)}
     places = [min(20, length // step) for length in lengths]
