@@ -25,6 +25,7 @@ Sample = tuple[str, Members]
 
 JOURNAL = "pack"
 SKIPPED = "skipped.jsonl"
+_FAIR = 1000  # inputs before the share of unreadable ones is judged, but for the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +259,8 @@ class _Writer:
             part.bytes = storage.stat(self.journal.url(part.number))[0]
         self.journal.save(part)
         _count(self.packed, part.row())
-        _require_few(self.journal, self.packed, self.shape)
+        if self.packed.inputs >= _FAIR:
+            _require_few(self.journal, self.packed, self.shape)
         return part
 
     def _next(self, part: _Part) -> tuple[Item, Members] | None:
@@ -271,7 +273,7 @@ class _Writer:
             item, members = found
             if isinstance(members, Unreadable):
                 part.note(item, members)
-                if len(part.skipped) % 1000 == 0:
+                if len(part.skipped) % _FAIR == 0:
                     _require_few(self.journal, self.packed, self.shape, part)
             else:
                 self._held = item, members

@@ -1,4 +1,4 @@
-"""A file that goes to an S3 bucket in parts while it is written, so that none is large in memory."""
+"""A file that goes to an S3 bucket in parts while it is written, however large it becomes."""
 
 from collections.abc import Callable
 from typing import Any

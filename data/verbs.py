@@ -1,6 +1,7 @@
 """`diptych data ...`: pack, index, check and look at tar shards; and how verbs show things."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,17 +135,28 @@ def data_preview(
     url: Annotated[str, typer.Argument(help="Folder of indexed tars, or of their index.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("preview.html"),
     count: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 48,
+    buckets: Annotated[str | None, typer.Option(help="Sizes, as 256x256,224x288.")] = None,
 ) -> None:
-    """Write one self-contained HTML page: samples, sizes, and what was skipped and why.
+    """Write one self-contained HTML page: samples, sizes, buckets, and what was skipped and why.
 
     Examples:
 
         diptych data preview s3://my-bucket/photos --out photos.html
+
+        diptych data preview s3://my-bucket/photos --buckets 256x256,224x288,288x224
     """
     from . import index, storage
+    from .buckets import Buckets, label
     from .preview import page
 
-    storage.write(str(out), page(index.open_manifest(url), count).encode())
+    table = Buckets(sizes=_sizes(buckets)) if buckets else None
+
+    def bucket_of(entry: index.Entry) -> str:
+        number = label(table, entry) if table else -1
+        return "none" if table is None or number < 0 else table.name(number)
+
+    manifest = index.open_manifest(url)
+    storage.write(str(out), page(manifest, count, bucket_of if table else None).encode())
     console.print(str(out.absolute()), soft_wrap=True, highlight=False)
 
 
@@ -166,6 +178,13 @@ def data_quarantine(
     shard, _, key = sample.partition(".tar/")
     hole = quarantine(index.open_manifest(url), f"{storage.name(shard)}.tar", key, reason)
     console.print(f"in quarantine: {hole.shard}/{hole.key}", highlight=False, soft_wrap=True)
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    found = re.findall(r"([1-9]\d*)x([1-9]\d*)(?:,|$)", text)
+    if ",".join(f"{width}x{height}" for width, height in found) != text:
+        raise RecipeError(f"--buckets {text!r} is no list of sizes. Write 256x256,224x288.")
+    return tuple((int(width), int(height)) for width, height in found)
 
 
 def _show_made(made: Any, as_json: bool) -> None:

@@ -171,13 +171,20 @@ def test_what_cannot_be_read_is_counted_and_listed(tmp_path: Path) -> None:
 
 
 def test_too_many_unreadable_inputs_stop_it_and_are_listed(tmp_path: Path) -> None:
-    out = str(tmp_path)
-    complaint = r"3 of 11 inputs cannot be packed \(3 too bad\), more than 25.0%.*skipped.jsonl"
+    out, bad = str(tmp_path), tuple(range(8, 20))
+    complaint = r"12 of 40 inputs cannot be packed \(12 too bad\), more than 25.0%.*skipped.jsonl"
     with pytest.raises(DataError, match=complaint):
-        pack_items(items(40, (8, 9, 10)), out, Shape(samples=8, skips=0.25))
-    assert [line["input"] for line in lines(out)] == ["in/8", "in/9", "in/10"]
-    found = pack_items(items(40, (8, 9, 10)), out, Shape(samples=8, skips=0.3))
-    assert (found.kept, found.samples, len(lines(out))) == (1, 37, 3)
+        pack_items(items(40, bad), out, Shape(samples=8, skips=0.25))
+    assert [line["input"] for line in lines(out)] == [f"in/{n}" for n in bad]
+    found = pack_items(items(40, bad), out, Shape(samples=8, skips=0.3))
+    assert (found.kept, found.samples, len(lines(out))) == (4, 28, 12)
+
+
+def test_too_many_unreadable_inputs_stop_it_early(tmp_path: Path) -> None:
+    bad = tuple(range(500, 700))
+    with pytest.raises(DataError, match="200 of 1000 inputs cannot be packed"):
+        pack_items(items(5000, bad), str(tmp_path), Shape(samples=800))
+    assert len(lines(str(tmp_path))) == 200
 
 
 def test_a_source_of_nothing_readable_stops_before_it_is_read_to_its_end(tmp_path: Path) -> None:

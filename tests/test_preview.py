@@ -2,7 +2,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 
 import numpy as np
@@ -111,7 +111,7 @@ def spaced(html: str) -> str:
     return " ".join(Page(html.replace("<t", " <t")).text.split())
 
 
-def lines(rows: list[dict[str, object]]) -> bytes:
+def lines(rows: Sequence[Mapping[str, object]]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
@@ -121,7 +121,7 @@ def test_what_was_left_out_is_told_by_reason(samples: Samples, dataset: Dataset)
     skipped = [{"input": f"in/{n}.jpg", "reason": "cannot be decoded", "detail": "d"} for n in "ab"]
     skipped += [{"input": f"{n}", "reason": "missing picture", "detail": ""} for n in range(70)]
     folder = manifest.url.removesuffix("/index")
-    storage.write(f"{folder}/skipped.jsonl", lines(list(skipped)) + b"torn lin")
+    storage.write(f"{folder}/skipped.jsonl", lines(skipped) + b"torn lin")
     out = {"shard": "00000.tar", "key": "000001", "offset": 512, "reason": "<b>loss spike</b>"}
     storage.write(f"{manifest.url}/quarantine.jsonl", lines([out]))
     html = preview.page(manifest, 1)

@@ -1,3 +1,4 @@
+import importlib
 import io
 import pickle
 import subprocess
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -18,6 +18,7 @@ from diptych.data.streams import Stream
 from diptych.errors import DataError, ShardError, StorageError
 
 Samples = Callable[..., list[Sample]]
+wds: Any = importlib.import_module("webdataset")  # its stages have no types
 
 
 @pytest.fixture
