@@ -159,6 +159,7 @@ class _Journal:
 
     def open(self, meaning: dict[str, Any]) -> None:
         """Takes the folder for this source and these options, or finds that it has been."""
+        storage.require_bucket(self.out)
         place = storage.join(self.folder, "options.json")
         children = storage.children(self.out)
         if storage.exists(place):

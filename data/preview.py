@@ -4,7 +4,6 @@ import base64
 import functools
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,28 @@ from PIL import Image
 
 from ..errors import ShardError
 from . import storage
+from .buckets import Buckets
 from .decode import sample
 from .index import Entry, Manifest, Shard, entries
-from .survey import aspect_chart, left_out, survey, text_chart
+from .survey import aspect_chart, bucket_names, left_out, survey, text_chart
 
 
-def page(
-    manifest: Manifest, count: int = 48, bucket_of: Callable[[Entry], str] | None = None
-) -> str:
+def page(manifest: Manifest, count: int = 48, buckets: Buckets | None = None) -> str:
     """The page of `count` samples taken evenly from the whole dataset.
 
     Args:
         manifest: the dataset.
         count: samples to show; as many ranges are read.
-        bucket_of: names the bucket of a sample; without it no buckets are shown.
+        buckets: a table of buckets to sort the samples into; without it none are shown.
     """
     places = sorted({i * manifest.samples // count for i in range(count)})
     first, rows = 0, list[dict[str, Any]]()
     for shard in manifest.shards:
         mine = [place - first for place in places if first <= place < first + shard.samples]
         found = entries(manifest, shard) if mine else []
-        rows += [_row(shard, found[place], bucket_of) for place in mine]
+        rows += [_row(shard, found[place], buckets) for place in mine]
         first += shard.samples
-    seen = survey(manifest, bucket_of)
+    seen = survey(manifest, buckets)
     return _template().render(
         url=manifest.url.removesuffix("/index"),
         samples=f"{manifest.samples:,}",
@@ -60,10 +58,12 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=True).from_string(text)
 
 
-def _row(shard: Shard, entry: Entry, bucket_of: Callable[[Entry], str] | None) -> dict[str, Any]:
+def _row(shard: Shard, entry: Entry, buckets: Buckets | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": f"{storage.name(shard.url)}/{entry.record.key}"}
     row["size"] = f"{entry.width} x {entry.height}" if entry.width else ""
-    row["bucket"] = bucket_of(entry) if bucket_of else ""
+    if buckets:
+        shape = [[entry.width or 0], [entry.height or 0], [entry.text_chars]]
+        (row["bucket"],) = bucket_names(buckets, np.array(shape))
     start, end = entry.record.span()
     data = storage.read(shard.url, start, end)
     blobs = {

@@ -4,12 +4,16 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from . import storage
-from .index import Entry, Manifest, entries
+from .buckets import Buckets
+from .holes import QUARANTINE
+from .index import Manifest, open_lines
 from .pack import SKIPPED
 
 SHARDS = 32
@@ -31,22 +35,25 @@ class Survey:
     buckets: Counter[str] = field(default_factory=Counter[str])
 
 
-def survey(manifest: Manifest, bucket_of: Callable[[Entry], str] | None = None) -> Survey:
+def survey(manifest: Manifest, buckets: Buckets | None = None) -> Survey:
     """Reads the index of at most `SHARDS` shards, evenly spaced."""
-    found = Survey()
-    count = min(SHARDS, len(manifest.shards))
-    for number in range(count):
-        shard = manifest.shards[number * len(manifest.shards) // count]
-        found.shards += 1
-        for entry in entries(manifest, shard):
-            found.samples += 1
-            if entry.width and entry.height:
-                found.aspects.append(entry.width / entry.height)
-            if entry.text_chars:
-                found.texts.append(entry.text_chars)
-            if bucket_of:
-                found.buckets[bucket_of(entry)] += 1
+    found = Survey(shards=min(SHARDS, len(manifest.shards)))
+    for number in range(found.shards):
+        shard = manifest.shards[number * len(manifest.shards) // found.shards]
+        shapes_3N = open_lines(manifest, shard).shapes(0, shard.samples)
+        width_N, height_N, chars_N = shapes_3N
+        imaged_N = (width_N > 0) & (height_N > 0)
+        found.samples += shard.samples
+        found.aspects += (width_N[imaged_N] / height_N[imaged_N]).tolist()
+        found.texts += chars_N[chars_N > 0].tolist()
+        if buckets:
+            found.buckets.update(bucket_names(buckets, shapes_3N))
     return found
+
+
+def bucket_names(buckets: Buckets, shapes_3N: np.ndarray) -> list[str]:
+    """The bucket of each sample as its table names it, `none` where none fits."""
+    return [buckets.name(one) if one >= 0 else "none" for one in buckets.assign(shapes_3N).tolist()]
 
 
 def aspect_chart(aspects: Sequence[float]) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def left_out(manifest: Manifest) -> list[dict[str, Any]]:
     """What `pack` skipped, and what is quarantined, by reason."""
     beside = manifest.shards[0].url.rpartition("/")[0]
     skipped = storage.join(beside, SKIPPED)
-    quarantine = storage.join(manifest.url, "quarantine.jsonl")
+    quarantine = storage.join(manifest.url, QUARANTINE)
     return [
         _listed("Skipped by pack", skipped, ("input", "reason", "detail")),
         _listed("Quarantined", quarantine, ("shard", "key", "offset", "reason")),

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ..errors import RecipeError
+
 app = typer.Typer(no_args_is_help=True, help="Pack, index, check and look at tar shards.")
 console = Console()
 
@@ -146,17 +148,11 @@ def data_preview(
         diptych data preview s3://my-bucket/photos --buckets 256x256,224x288,288x224
     """
     from . import index, storage
-    from .buckets import Buckets, label
+    from .buckets import Buckets
     from .preview import page
 
     table = Buckets(sizes=_sizes(buckets)) if buckets else None
-
-    def bucket_of(entry: index.Entry) -> str:
-        number = label(table, entry) if table else -1
-        return "none" if table is None or number < 0 else table.name(number)
-
-    manifest = index.open_manifest(url)
-    storage.write(str(out), page(manifest, count, bucket_of if table else None).encode())
+    storage.write(str(out), page(index.open_manifest(url), count, table).encode())
     console.print(str(out.absolute()), soft_wrap=True, highlight=False)
 
 

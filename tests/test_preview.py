@@ -4,15 +4,19 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from diptych.data import preview, storage, survey
-from diptych.data.index import Entry, Manifest, Shard
+from diptych.data.buckets import Buckets
+from diptych.data.index import Lines, Manifest, Shard
 from diptych.data.pack import Sample
-from diptych.errors import StorageError
+from diptych.data.verbs import app
+from diptych.errors import RecipeError, StorageError
 
 Samples = Callable[..., list[Sample]]
 Dataset = Callable[..., Manifest]
@@ -152,11 +156,7 @@ def test_charts_and_buckets_count_the_index(dataset: Dataset) -> None:
     ]
     shard.append(("no", {"json": b"{}"}))
     manifest = dataset([shard])
-
-    def bucket_of(entry: Entry) -> str:
-        return "none" if not entry.width else f"<{'wide' if entry.width > 20 else 'tall'}>"
-
-    html = preview.page(manifest, 7, bucket_of)
+    html = preview.page(manifest, 7, Buckets(sizes=((10, 10), (30, 20))))
     assert titles(html) == {
         "below 0.25": 1,
         "0.63 to 0.71": 1,
@@ -170,8 +170,8 @@ def test_charts_and_buckets_count_the_index(dataset: Dataset) -> None:
         "100 to 109": 1,
     }
     words = spaced(html)
-    assert "Bucket Samples <tall> 4 <wide> 2 none 1" in words
-    assert "00000.tar/2 30 x 20 → <wide>" in words
+    assert "Bucket Samples 10x10 4 30x20 2 none 1" in words
+    assert "00000.tar/2 30 x 20 → 30x20" in words
     assert "Of 7 samples in 1 evenly spaced shards; 1 of them without a readable picture" in words
     assert "2 without a caption" in words
     assert "Bucket Samples" not in spaced(preview.page(manifest, 7))
@@ -182,13 +182,13 @@ def test_few_shards_of_many_are_read(
 ) -> None:
     manifest = dataset([samples(1, first=n) for n in range(40)])
     read: list[str] = []
-    entries = survey.entries
+    open_lines = survey.open_lines
 
-    def counted(manifest: Manifest, shard: Shard) -> list[Entry]:
+    def counted(manifest: Manifest, shard: Shard) -> Lines:
         read.append(storage.name(shard.url))
-        return entries(manifest, shard)
+        return open_lines(manifest, shard)
 
-    monkeypatch.setattr(survey, "entries", counted)
+    monkeypatch.setattr(survey, "open_lines", counted)
     assert survey.survey(manifest).samples == 32
     assert read[:3] + read[-1:] == ["00000.tar", "00001.tar", "00002.tar", "00038.tar"]
 
@@ -207,7 +207,19 @@ def test_the_page_is_well_formed(samples: Samples, dataset: Dataset) -> None:
             assert self.open.pop() == tag
 
     parser = Strict()
-    html = preview.page(dataset([samples(3)]), 3, lambda entry: "a")
+    html = preview.page(dataset([samples(3)]), 3, Buckets(sizes=((8, 8),)))
     parser.feed(html)
     assert parser.open == []
     assert html.startswith("<!doctype html>")
+
+
+def test_the_command_knows_buckets(samples: Samples, dataset: Dataset, tmp_path: Path) -> None:
+    manifest, out = dataset([samples(3)]), tmp_path / "page.html"
+    words = ["preview", manifest.url, "--out", str(out), "--buckets"]
+    assert CliRunner().invoke(app, [*words, "16x8,8x8"]).exit_code == 0
+    assert "Bucket Samples 8x8 3" in spaced(out.read_text())
+    assert CliRunner().invoke(app, [*words, "64x64"]).exit_code == 0
+    assert "Bucket Samples none 3" in spaced(out.read_text())
+    for wrong in ("8", "8x", "8x8;9x9", "0x8", "8x8,"):
+        done = CliRunner().invoke(app, [*words, wrong])
+        assert isinstance(done.exception, RecipeError), wrong
