@@ -1,8 +1,10 @@
-"""One self-contained HTML page of samples: image, caption, fields, size."""
+"""One self-contained HTML page of a dataset: samples, sizes, buckets, and what was left out."""
 
 import base64
+import functools
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -11,57 +13,57 @@ from PIL import Image
 
 from ..errors import ShardError
 from . import storage
+from .buckets import Buckets
 from .decode import sample
 from .index import Entry, Manifest, Shard, entries
-
-_PAGE = jinja2.Environment(autoescape=True).from_string(
-    """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{{ url }}</title>
-<style>
-:root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif }
-body { margin: 1.5rem; max-width: 90rem }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem }
-figure { margin: 0; padding: .6rem; border: 1px solid #8885; border-radius: .4rem }
-img { width: 100%; image-rendering: auto } code { font-size: 12px; opacity: .75 }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; margin: .3rem 0 0 }
-.bad { color: #c33 }
-</style>
-<h1>{{ url }}</h1>
-<p>{{ samples }} samples in {{ shards }} shards, {{ megabytes }} MB,
-digest <code>{{ digest }}</code>.
-{{ rows | length }} shown, evenly spaced.</p>
-<main>{% for row in rows %}<figure>
-{% if row.image %}<img src="data:image/webp;base64,{{ row.image }}" alt="">{% endif %}
-{% if row.fault %}<p class="bad">{{ row.fault }}</p>{% endif %}
-<figcaption>{{ row.text }}<br><code>{{ row.name }} {{ row.size }}</code>
-{% if row.fields %}<pre>{{ row.fields }}</pre>{% endif %}</figcaption>
-</figure>{% endfor %}</main></html>"""
-)
+from .survey import aspect_chart, bucket_names, left_out, survey, text_chart
 
 
-def page(manifest: Manifest, count: int = 48) -> str:
-    """The page of `count` samples taken evenly from the whole dataset."""
+def page(manifest: Manifest, count: int = 48, buckets: Buckets | None = None) -> str:
+    """The page of `count` samples taken evenly from the whole dataset.
+
+    Args:
+        manifest: the dataset.
+        count: samples to show; as many ranges are read.
+        buckets: a table of buckets to sort the samples into; without it none are shown.
+    """
     places = sorted({i * manifest.samples // count for i in range(count)})
     first, rows = 0, list[dict[str, Any]]()
     for shard in manifest.shards:
         mine = [place - first for place in places if first <= place < first + shard.samples]
         found = entries(manifest, shard) if mine else []
-        rows += [_row(shard, found[place]) for place in mine]
+        rows += [_row(shard, found[place], buckets) for place in mine]
         first += shard.samples
-    return _PAGE.render(
+    seen = survey(manifest, buckets)
+    return _template().render(
         url=manifest.url.removesuffix("/index"),
         samples=f"{manifest.samples:,}",
         shards=len(manifest.shards),
         megabytes=f"{manifest.bytes / 1e6:,.1f}",
         digest=manifest.digest,
         rows=rows,
+        lists=left_out(manifest),
+        surveyed=f"{seen.samples:,}",
+        surveyed_shards=seen.shards,
+        unsized=seen.samples - len(seen.aspects),
+        untexted=seen.samples - len(seen.texts),
+        charts=[aspect_chart(seen.aspects), text_chart(seen.texts)],
+        buckets=seen.buckets.most_common(),
     )
 
 
-def _row(shard: Shard, entry: Entry) -> dict[str, Any]:
+@functools.cache
+def _template() -> jinja2.Template:
+    text = Path(__file__).with_name("preview.html").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True).from_string(text)
+
+
+def _row(shard: Shard, entry: Entry, buckets: Buckets | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": f"{storage.name(shard.url)}/{entry.record.key}"}
     row["size"] = f"{entry.width} x {entry.height}" if entry.width else ""
+    if buckets:
+        shape = [[entry.width or 0], [entry.height or 0], [entry.text_chars]]
+        (row["bucket"],) = bucket_names(buckets, np.array(shape))
     start, end = entry.record.span()
     data = storage.read(shard.url, start, end)
     blobs = {

@@ -9,7 +9,8 @@ import functools
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from .explain import explained as explained
 from .explain import passing, sentence
 from .reader import Reader
 from .retry import DEFAULT, Passing, insist, memory
+from .upload import Upload
 from .urls import absolute as absolute
 from .urls import is_local as is_local
 from .urls import join as join
@@ -87,12 +89,42 @@ def write(url: str, data: bytes) -> None:
         _remote(url, lambda fs: fs.pipe_file(_strip(url), data))
 
 
+@contextmanager
+def writing(url: str) -> Iterator[Any]:
+    """A file to write from its start to its end, however large; parts of 16 MiB go to a bucket.
+
+    It is there whole when the block ends, or not at all when the block raises.
+
+    Raises:
+        StorageError: denied, full, unreachable.
+    """
+    url = absolute(url)
+    if is_local(url):
+        with explained(url), _writing_file(local_path(url)) as file:
+            yield file
+        return
+    upload = Upload(_strip(url), lambda call: _remote(url, call))
+    try:
+        yield upload
+        upload.close()
+    except BaseException:
+        with suppress(StorageError):  # what went wrong first is what is told
+            upload.abort()
+        raise
+
+
 def _write_file(path: Path, data: bytes) -> None:
+    with _writing_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _writing_file(path: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

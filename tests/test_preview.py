@@ -1,17 +1,22 @@
 import base64
 import io
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from diptych.data import preview, storage
-from diptych.data.index import Manifest
+from diptych.data import preview, storage, survey
+from diptych.data.buckets import Buckets
+from diptych.data.index import Lines, Manifest, Shard
 from diptych.data.pack import Sample
-from diptych.errors import StorageError
+from diptych.data.verbs import app
+from diptych.errors import RecipeError, StorageError
 
 Samples = Callable[..., list[Sample]]
 Dataset = Callable[..., Manifest]
@@ -103,3 +108,118 @@ def test_a_missing_shard_is_an_error(samples: Samples, dataset: Dataset) -> None
     storage.delete(manifest.shards[0].url)
     with pytest.raises(StorageError, match=r"00000\.tar: not there"):
         preview.page(manifest, 3)
+
+
+def spaced(html: str) -> str:
+    """The text of a page, the cells of its tables apart."""
+    return " ".join(Page(html.replace("<t", " <t")).text.split())
+
+
+def lines(rows: Sequence[Mapping[str, object]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def test_what_was_left_out_is_told_by_reason(samples: Samples, dataset: Dataset) -> None:
+    manifest = dataset([samples(3)])
+    assert Page(preview.page(manifest, 1)).text.count("is not there or empty") == 2
+    skipped = [{"input": f"in/{n}.jpg", "reason": "cannot be decoded", "detail": "d"} for n in "ab"]
+    skipped += [{"input": f"{n}", "reason": "missing picture", "detail": ""} for n in range(70)]
+    folder = manifest.url.removesuffix("/index")
+    storage.write(f"{folder}/skipped.jsonl", lines(skipped) + b"torn lin")
+    out = {"shard": "00000.tar", "key": "000001", "offset": 512, "reason": "<b>loss spike</b>"}
+    storage.write(f"{manifest.url}/quarantine.jsonl", lines([out]))
+    html = preview.page(manifest, 1)
+    page = Page(html)
+    words = spaced(html)
+    assert "Reason Count missing picture 70 cannot be decoded 2 unreadable line 1" in words
+    assert "The first 50 of 73" in words and "in/a.jpg" in words
+    assert "<b>loss spike</b> 1" in words and "00000.tar 000001 512" in words
+    assert "b" not in page.tags
+
+
+def titles(html: str) -> dict[str, int]:
+    """Counts of the bars of the charts that are not empty."""
+    found = re.findall(r"<title>(.+?): (\d+)</title>", html)
+    return {label: int(count) for label, count in found if count != "0"}
+
+
+def picture(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_charts_and_buckets_count_the_index(dataset: Dataset) -> None:
+    sizes = [(10, 10), (10, 10), (30, 20), (100, 10), (10, 100), (20, 30)]
+    shard: list[Sample] = [
+        (f"{n}", {"png": picture(*size), "txt": b"x" * (n * 20)}) for n, size in enumerate(sizes)
+    ]
+    shard.append(("no", {"json": b"{}"}))
+    manifest = dataset([shard])
+    html = preview.page(manifest, 7, Buckets(sizes=((10, 10), (30, 20))))
+    assert titles(html) == {
+        "below 0.25": 1,
+        "0.63 to 0.71": 1,
+        "1.00 to 1.12": 2,
+        "1.41 to 1.59": 1,
+        "4 and above": 1,
+        "20 to 29": 1,
+        "40 to 49": 1,
+        "60 to 69": 1,
+        "80 to 89": 1,
+        "100 to 109": 1,
+    }
+    words = spaced(html)
+    assert "Bucket Samples 10x10 4 30x20 2 none 1" in words
+    assert "00000.tar/2 30 x 20 → 30x20" in words
+    assert "Of 7 samples in 1 evenly spaced shards; 1 of them without a readable picture" in words
+    assert "2 without a caption" in words
+    assert "Bucket Samples" not in spaced(preview.page(manifest, 7))
+
+
+def test_few_shards_of_many_are_read(
+    samples: Samples, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = dataset([samples(1, first=n) for n in range(40)])
+    read: list[str] = []
+    open_lines = survey.open_lines
+
+    def counted(manifest: Manifest, shard: Shard) -> Lines:
+        read.append(storage.name(shard.url))
+        return open_lines(manifest, shard)
+
+    monkeypatch.setattr(survey, "open_lines", counted)
+    assert survey.survey(manifest).samples == 32
+    assert read[:3] + read[-1:] == ["00000.tar", "00001.tar", "00002.tar", "00038.tar"]
+
+
+def test_the_page_is_well_formed(samples: Samples, dataset: Dataset) -> None:
+    class Strict(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag not in ("meta", "img", "br"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    parser = Strict()
+    html = preview.page(dataset([samples(3)]), 3, Buckets(sizes=((8, 8),)))
+    parser.feed(html)
+    assert parser.open == []
+    assert html.startswith("<!doctype html>")
+
+
+def test_the_command_knows_buckets(samples: Samples, dataset: Dataset, tmp_path: Path) -> None:
+    manifest, out = dataset([samples(3)]), tmp_path / "page.html"
+    words = ["preview", manifest.url, "--out", str(out), "--buckets"]
+    assert CliRunner().invoke(app, [*words, "16x8,8x8"]).exit_code == 0
+    assert "Bucket Samples 8x8 3" in spaced(out.read_text())
+    assert CliRunner().invoke(app, [*words, "64x64"]).exit_code == 0
+    assert "Bucket Samples none 3" in spaced(out.read_text())
+    for wrong in ("8", "8x", "8x8;9x9", "0x8", "8x8,"):
+        done = CliRunner().invoke(app, [*words, wrong])
+        assert isinstance(done.exception, RecipeError), wrong

@@ -1,0 +1,169 @@
+"""Parquet and Arrow files, and Hugging Face datasets on disk, read with pyarrow alone."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+from ..items import Item, Notes
+from .tables import Columns, item
+
+_ROWS = 32
+"""Rows in memory at once."""
+_NAME = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+_SPLIT = re.compile(r"(train|test|val|valid|validation|dev|eval)$")
+
+
+class ArrowFiles:
+    """The rows of Parquet or Arrow files, in the order of the files."""
+
+    def __init__(self, folder: Path, files: list[Path], columns: Columns, root: Path) -> None:
+        self.folder, self.files, self.columns, self.root = folder, files, columns, root
+        self.notes = Notes()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yields the rows, a few read at a time."""
+        pyarrow = _pyarrow()
+        for path in self.files:
+            info = path.stat()
+            mark = f"{path.name}:{info.st_size}:{info.st_mtime_ns}"
+            try:
+                for number, row, columns in self._rows(path):
+                    place = f"{path.relative_to(self.folder)}:{number}"
+                    where = {"name": place, "mark": f"{mark}:{number}"}
+                    yield item(row, columns, root=self.root, **where)
+            except (pyarrow.ArrowException, OSError) as err:
+                raise DataError(
+                    f"{path} is damaged or no such table: {err}. Get it again."
+                ) from err
+
+    def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any], Columns]]:
+        batches = _batches(path)
+        first = next(batches, None)
+        if first is None:
+            return
+        names = first.schema.names
+        images = picture_columns(first.schema)
+        columns = self.columns.named(names, source=str(path), images=images)
+        dropped = {field.name for field in first.schema if _binary(field.type)} - {columns.image}
+        self.notes.columns |= dropped
+        wanted = [name for name in names if name not in dropped]
+        rows = (batch.select(wanted).to_pylist() for batch in itertools.chain([first], batches))
+        for number, row in enumerate(itertools.chain.from_iterable(rows)):
+            yield number, row, columns
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder is a Hugging Face dataset, even with a few pictures about."""
+    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+    return saved or any(_NAME.match(path.stem) for path in folder.rglob("*-of-*.parquet"))
+
+
+def arrow_files(folder: Path, split: str | None) -> list[Path]:
+    """The data files of a dataset folder: of `save_to_disk`, or Parquet and Arrow files below it.
+
+    Raises:
+        DataError: no such files, or several splits of which none was chosen.
+    """
+    if (folder / "dataset_dict.json").exists():
+        splits = _json(folder / "dataset_dict.json")["splits"]
+        return arrow_files(folder / _chosen(folder, splits, split), None)
+    if (folder / "state.json").exists():
+        state = _json(folder / "state.json")
+        if state.get("_indices_data_files"):
+            raise DataError(f"{folder} is a selection of rows: save it after flatten_indices().")
+        return [folder / each["filename"] for each in state["_data_files"]]
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix in (".parquet", ".arrow", ".feather")
+    )
+    if not files:
+        raise DataError(
+            f"{folder} holds no pictures and no .parquet or .arrow files. Check the path."
+        )
+    splits = {path: _split(path, folder) for path in files}
+    if split is None and len(set(splits.values())) == 1:
+        return files
+    chosen = _chosen(folder, sorted({*splits.values()}), split)
+    return [path for path in files if splits[path] == chosen]
+
+
+def picture_columns(schema: Any) -> list[str]:
+    """Columns that hold pictures: so called by Hugging Face, or a struct of bytes and path."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    named = features.get("info", {}).get("features", {})
+    kinds = {name: each.get("_type") for name, each in named.items() if isinstance(each, dict)}
+    return [
+        field.name
+        for field in schema
+        if kinds.get(field.name) == "Image"
+        or (field.name not in kinds and _fields(field.type) == {"bytes", "path"})
+    ]
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """Record batches of at most `_ROWS` rows, mapped from the file where its format allows."""
+    pyarrow = _pyarrow()
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(_ROWS)
+        return
+    with pyarrow.memory_map(str(path)) as mapped:
+        is_file = mapped.read(6) == b"ARROW1"
+        mapped.seek(0)
+        if is_file:
+            reader = pyarrow.ipc.open_file(mapped)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            batches = iter(pyarrow.ipc.open_stream(mapped))
+        for batch in batches:
+            for first in range(0, batch.num_rows, _ROWS):
+                yield batch.slice(first, _ROWS)
+
+
+def _split(path: Path, folder: Path) -> str:
+    """The split, and the configuration if there are some, by a file's folders and name."""
+    found = _NAME.match(path.stem) or _SPLIT.match(path.stem)
+    parts = [*path.relative_to(folder).parts[:-1], found[1] if found else ""]
+    told = [part for part in parts if part not in ("", "data", "default", "part")]
+    return "/".join(part for part, _ in itertools.groupby(told))
+
+
+def _chosen(folder: Path, splits: list[str], split: str | None) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split not in splits:
+        said = f"{split!r} is none of them" if split else "choose one"
+        raise DataError(f"{folder} has the splits {', '.join(splits)}: {said}. Give --split NAME.")
+    return split
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path} is damaged: {err}. Save the dataset again.") from err
+
+
+def _binary(kind: Any) -> bool:
+    """Whether any part of a type is bytes."""
+    types = _pyarrow().types
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return True
+    return any(_binary(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _fields(kind: Any) -> set[str]:
+    return {kind.field(place).name for place in range(kind.num_fields)}
+
+
+def _pyarrow() -> Any:
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.types
+
+    return pyarrow

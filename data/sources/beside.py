@@ -1,0 +1,71 @@
+"""A picture on disk and what lies beside it: `photo.jpg`, `photo.txt`, `photo.json`."""
+
+import json
+from pathlib import Path
+
+from ..items import Members, Unreadable
+
+SIDECARS = (".txt", ".json")
+
+
+def picture(path: Path) -> Members:
+    """The picture, its caption and its record, as far as they are there.
+
+    Without a .txt, a `text` or `caption` of the .json is the caption.
+
+    Raises:
+        Unreadable: no such picture, or a caption or record that is none.
+    """
+    try:
+        members = {"image": path.read_bytes()}
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as err:
+        raise Unreadable("missing picture", str(path)) from err
+    text, record = (_beside(path, suffix) for suffix in SIDECARS)
+    caption = _text(text or b"", path)
+    if record is not None:
+        fields = _record(record, path)
+        if text is None:
+            found = fields.get("text") or fields.get("caption")
+            caption = found.strip() if isinstance(found, str) else ""
+        members["json"] = json.dumps(fields).encode()
+    if caption:
+        members["txt"] = caption.encode()
+    return members
+
+
+def stamp(path: Path) -> str:
+    """Size and time of the picture and of what lies beside it."""
+    found: list[str] = []
+    for each in (path, *(path.with_suffix(suffix) for suffix in SIDECARS)):
+        try:
+            info = each.stat()
+        except (OSError, ValueError):
+            found.append("-")
+        else:
+            found.append(f"{info.st_size}:{info.st_mtime_ns}")
+    return " ".join(found)
+
+
+def _beside(path: Path, suffix: str) -> bytes | None:
+    try:
+        return path.with_suffix(suffix).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _text(blob: bytes, path: Path) -> str:
+    try:
+        return blob.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as err:
+        raise Unreadable("caption is not UTF-8", f"{path.with_suffix('.txt').name}: {err}") from err
+
+
+def _record(blob: bytes, path: Path) -> dict[str, object]:
+    name = path.with_suffix(".json").name
+    try:
+        fields = json.loads(blob.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as err:
+        raise Unreadable("record is not JSON", f"{name}: {err}") from err
+    if not isinstance(fields, dict):
+        raise Unreadable("record is not JSON", f"{name}: a {type(fields).__name__}, no object")
+    return fields

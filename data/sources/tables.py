@@ -1,0 +1,216 @@
+"""Rows of tables as inputs: which column is the picture, which the caption; CSV, TSV and JSONL."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+from ..items import Item, Members, Notes, Unreadable, key_of, printable
+from .beside import picture, stamp
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+Row = dict[str, Any]
+
+_IMAGES = ("file_name", "image", "image_path", "filepath", "filename", "path", "file", "img")
+_IMAGES += ("jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+_CAPTIONS = ("text", "caption", "txt", "captions", "description", "prompt", "sentence", "title")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a table is what; all others make the JSON record."""
+
+    image: str | None = None
+    """A path below the table's folder, the bytes of a picture, or {bytes, path}."""
+    caption: str | None = None
+    """A text, or a list of texts, of which the first is the caption."""
+    key: str | None = None
+    """An id of the row; by default a row is called after its picture and its content."""
+
+    def named(self, names: list[str], *, source: str, images: list[str] | None = None) -> "Columns":
+        """The columns by name, those not given found among `names`.
+
+        Args:
+            names: all columns.
+            source: of the message.
+            images: columns whose type says that they hold pictures.
+
+        Raises:
+            DataError: a column that is not there, or none that could be the picture.
+        """
+        for option in ("image", "caption", "key"):
+            if (name := getattr(self, option)) is not None and name not in names:
+                raise DataError(
+                    f"{source} has no column {name!r}, only {', '.join(names)}. Correct --{option}."
+                )
+        likely = [*(images or []), *(name for name in _IMAGES if name in names)]
+        if not self.image and not likely:
+            raise DataError(
+                f"{source}: none of the columns {', '.join(names)} looks like a picture. Name "
+                "the one that holds a path or bytes: --image COLUMN."
+            )
+        image = self.image or likely[0]
+        texts = [name for name in _CAPTIONS if name in names and name != image]
+        return Columns(image, self.caption or (texts[0] if texts else None), self.key)
+
+
+def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -> Item:
+    """One row as an input.
+
+    Args:
+        row: its cells.
+        columns: `Columns.named`.
+        name: of the row in lists.
+        root: folder that paths are relative to and must stay in.
+        mark: what changes with the row, if that is cheaper to tell than its content.
+    """
+    where, blob = _picture(row.get(columns.image or ""))
+    record = {column: _plain(value) for column, value in row.items() if column != columns.image}
+    caption = record.pop(columns.caption or "", None)
+    if isinstance(caption, list):  # the first is the text, and the record keeps them all
+        record[columns.caption or ""] = caption
+        caption = next((one for one in caption if isinstance(one, str) and one.strip()), "")
+    caption = "" if caption is None else str(caption).strip()
+    own = json.dumps([caption, record], sort_keys=True)
+    stem = os.path.splitext(os.path.normpath(where))[0] if where else ""
+    seen = "" if blob is None else hashlib.blake2b(blob, digest_size=8).hexdigest()
+    chosen = record.get(columns.key or "")
+    named = str(chosen) if chosen not in (None, "") else ""
+    key = key_of(named) if named else key_of(stem or seen, own, seen)
+    mark = (mark or own) + (stamp(root / where) if where and blob is None else "")
+    mark = hashlib.blake2b(mark.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+    def load() -> Members:
+        members = {"image": blob} if blob else picture(_inside(where, root))
+        beside = json.loads(members.pop("json", b"{}"))
+        if caption:
+            members["txt"] = caption.encode("utf-8", "backslashreplace")
+        if record or beside:
+            members["json"] = json.dumps({**beside, **record}).encode()
+        return members
+
+    # A path says what a file shows, but of bytes it may say "image.png" a thousand times.
+    return Item(printable(name), key, printable(seen or stem or name), mark, load)
+
+
+def bad_row(name: str, reason: str, detail: str) -> Item:
+    """A row that is none; it is listed among the unreadable."""
+
+    def load() -> Members:
+        raise Unreadable(reason, detail)
+
+    return Item(printable(name), key_of(name, detail), printable(name), detail, load)
+
+
+def _picture(cell: Any) -> tuple[str, bytes | None]:
+    """(path or "", bytes or None) of a cell."""
+    if isinstance(cell, list) and len(cell) == 1:
+        cell = cell[0]
+    if isinstance(cell, Mapping):
+        path, blob = cell.get("path"), cell.get("bytes")
+        return str(path or ""), blob if isinstance(blob, bytes) and blob else None
+    if isinstance(cell, bytes):
+        return "", cell
+    return (cell.strip().removeprefix("file://"), None) if isinstance(cell, str) else ("", None)
+
+
+def _inside(where: str, root: Path) -> Path:
+    """The path, refused if it leads out of `root`: a table from elsewhere may name any file."""
+    if not where:
+        raise Unreadable("no picture", "the cell holds no path and no bytes")
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:/", where):
+        raise Unreadable("a URL", "pack downloads nothing; fetch it first, or use img2dataset")
+    home = os.path.abspath(root)
+    path = os.path.abspath(os.path.join(home, where))
+    if os.path.commonpath([home, path]) != home:
+        raise Unreadable("outside the folder", f"{where} leads out of {root}; see --root")
+    return Path(path)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; not-a-number becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value)
+
+
+class Table:
+    """The rows of a CSV, TSV or JSONL file."""
+
+    def __init__(self, path: Path, columns: Columns, root: Path) -> None:
+        self.path, self.columns, self.root = path, columns, root
+        self.notes = Notes()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yields the rows in the order they lie in the file."""
+        columns: Columns | None = None
+        for name, row in rows(self.path):
+            if isinstance(row, str):
+                yield bad_row(name, "unreadable row", row)
+                continue
+            columns = columns or self.columns.named(list(row), source=str(self.path))
+            yield item(row, columns, name=name, root=self.root)
+
+
+def rows(path: Path) -> Iterator[tuple[str, Row | str]]:
+    """Yields (name, row) of a table; what is wrong with it stands in place of a bad row.
+
+    Raises:
+        DataError: no such file, or no table at all.
+    """
+    read = _json_rows if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows
+    try:
+        yield from read(path)
+    except OSError as err:
+        raise DataError(f"{path} cannot be read: {err.strerror}. Check the path.") from err
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode())
+            except (ValueError, RecursionError) as err:
+                yield f"{path.name}:{number}", f"not a line of JSON: {err}"
+                continue
+            good = isinstance(row, dict)
+            yield f"{path.name}:{number}", row if good else f"a {type(row).__name__}, no object"
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
+    comma = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=comma, strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise DataError(f"{path}: a column's name comes twice in {header}. Rename one.")
+            for cells in reader:
+                if cells:
+                    yield f"{path.name}:{reader.line_num}", _csv_row(header, cells)
+        except csv.Error as err:
+            raise DataError(f"{path}: line {reader.line_num}: {err}. Correct the table.") from err
+
+
+def _csv_row(header: list[str], cells: list[str]) -> Row | str:
+    if len(cells) != len(header):
+        return f"{len(cells)} cells under {len(header)} columns"
+    if any(printable(cell) != cell for cell in cells):
+        return "not UTF-8"
+    return dict(zip(header, cells, strict=True))

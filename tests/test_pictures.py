@@ -1,0 +1,150 @@
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych.data import decode
+from diptych.data.items import Unreadable
+from diptych.data.pictures import Fit, ready
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,), "LA": (2,)}[mode]
+    rough = np.random.default_rng(0).integers(0, 256, (3, 3, *channels), dtype=np.uint8)
+    return Image.fromarray(rough, mode).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def opened(blob: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(blob))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("fit", [Fit(), Fit(longest=90), Fit(shortest=60), Fit(longest=5000)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_that_fits_keeps_its_bytes(kind: str, fit: Fit) -> None:
+    blob = saved(noise(90, 60), kind)
+    extension = {"JPEG": "jpg"}.get(kind, kind.lower())
+    found = ready({"image": blob, "txt": b"x", "json": b"{}"}, fit)
+    assert list(found.items()) == [(extension, blob), ("txt", b"x"), ("json", b"{}")]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("fit", "size"),
+    [
+        (Fit(longest=60), (60, 40)),
+        (Fit(shortest=20), (30, 20)),
+        (Fit(longest=60, shortest=20), (30, 20)),
+        (Fit(longest=1), (1, 1)),
+    ],
+)
+def test_a_larger_picture_is_shrunk_and_stays_what_it_is(
+    kind: str, fit: Fit, size: tuple[int, int]
+) -> None:
+    source = noise(90, 60)
+    ((extension, blob),) = ready({"image": saved(source, kind)}, fit).items()
+    small = opened(blob)
+    assert (small.format, small.size) == (kind, size)
+    if size != (1, 1):
+        exact = np.asarray(source.resize(size, Image.Resampling.LANCZOS), dtype=float)
+        assert np.abs(np.asarray(small.convert("RGB"), dtype=float) - exact).mean() < 8
+    assert ready({"image": saved(source, kind)}, fit) == {extension: blob}, "the same every time"
+
+
+def test_the_quality_is_heeded() -> None:
+    blob = saved(noise(300, 300), quality=95)
+    sizes = [len(ready({"image": blob}, Fit(longest=200, quality=q))["jpg"]) for q in (20, 92)]
+    assert sizes[0] < sizes[1] / 2
+
+
+def test_a_turned_picture_is_upright_once_it_is_shrunk() -> None:
+    image = Image.new("RGB", (80, 40), "blue")
+    image.paste("red", (0, 0, 40, 40))  # the left half, which turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    blob = saved(image, exif=exif, quality=95)
+    kept = ready({"image": blob}, Fit(longest=80))["jpg"]
+    assert kept == blob
+    small = opened(ready({"image": blob}, Fit(longest=40))["jpg"])
+    assert (small.size, dict(small.getexif())) == ((20, 40), {})
+    assert small.getpixel((10, 5))[0] > 200 and small.getpixel((10, 35))[2] > 200  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "mode"),
+    [
+        (noise(60, 60, "L"), "JPEG", "L"),
+        (noise(60, 60, "CMYK"), "JPEG", "RGB"),
+        (noise(60, 60, "RGBA"), "PNG", "RGBA"),
+        (noise(60, 60, "LA"), "PNG", "RGBA"),
+        (noise(60, 60).quantize(16), "PNG", "RGB"),
+        (noise(60, 60, "L").convert("1"), "PNG", "RGB"),
+        (Image.fromarray(np.full((60, 60), 30000, dtype=np.uint16)), "PNG", "RGB"),
+        (noise(60, 60, "RGBA"), "WEBP", "RGBA"),
+    ],
+)
+def test_every_sort_of_picture_can_be_shrunk(image: Image.Image, kind: str, mode: str) -> None:
+    blob = saved(image, kind)
+    small = opened(next(iter(ready({"image": blob}, Fit(longest=30)).values())))
+    assert (small.mode, small.size) == (mode, (30, 30))
+    assert abs(decode.image(blob)[0].mean() - decode.image(saved(small, kind))[0].mean()) < 8
+
+
+def test_a_colour_profile_stays() -> None:
+    blob = saved(noise(60, 60), icc_profile=b"profile")
+    assert opened(ready({"image": blob}, Fit(longest=30))["jpg"]).info["icc_profile"] == b"profile"
+
+
+def test_the_extension_is_that_of_the_content() -> None:
+    assert list(ready({"image": saved(noise(8, 8), "PNG")}, Fit())) == ["png"]
+    several = saved(noise(40, 40), "MPO", save_all=True, append_images=[noise(40, 40)])
+    assert list(ready({"image": several}, Fit())) == ["jpg"]
+    assert opened(ready({"image": several}, Fit(longest=20))["jpg"]).format == "JPEG"
+
+
+def cut(blob: bytes) -> bytes:
+    return blob[: len(blob) // 2]
+
+
+@pytest.mark.parametrize(
+    ("blob", "reason"),
+    [
+        (b"", "not a JPEG, PNG or WebP"),
+        (b"GIF89a" + bytes(50), "not a JPEG, PNG or WebP"),
+        (saved(noise(9, 9), "BMP"), "not a JPEG, PNG or WebP"),
+        (cut(saved(noise(300, 300))), "cannot be decoded"),
+        (cut(saved(noise(300, 300), "PNG")), "cannot be decoded"),
+        (cut(saved(noise(300, 300), "WEBP")), "cannot be decoded"),
+    ],
+)
+@pytest.mark.parametrize("fit", [Fit(), Fit(longest=20)])
+def test_what_is_no_picture_is_named(blob: bytes, reason: str, fit: Fit) -> None:
+    with pytest.raises(Unreadable) as caught:
+        ready({"image": blob}, fit)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("side", [8001, 13300])
+def test_too_many_pixels_are_refused_from_the_header(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = saved(Image.new("1", (side, side)), "PNG")
+
+    def decoded(*_: object) -> None:
+        pytest.fail("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    with warnings.catch_warnings(), pytest.raises(Unreadable) as caught:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        ready({"image": blob}, Fit(longest=256))
+    assert caught.value.reason == "too many pixels"
