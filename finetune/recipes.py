@@ -50,7 +50,7 @@ def find(text: str, settings: list[str]) -> Run:
         RecipeError: no such recipe, or whatever is wrong with it.
     """
     if text.endswith((".yaml", ".yml")):
-        values = from_yaml(storage.read(text).decode(), source=text)
+        values = from_yaml(storage.read(text), source=text)
     elif text in RECIPES:
         values = plain(RECIPES[text]())
     else:
