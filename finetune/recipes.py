@@ -19,6 +19,8 @@ def vqa_easy() -> Run:
     """The VQA head on easy-VQA questions, from a finished `vlp_easy`.
 
     diptych train vqa_easy --set start_from=runs/vlp_easy    2 CPU cores: about 2 minutes
+
+    Expected on the official test questions: about 94 % right, about 85 % without start_from.
     """
     return Run(
         name="vqa_easy",

@@ -75,8 +75,8 @@ class Checkpoint:
                 min(offset + length, piece.offset + piece.length),
             )
             if first < last:
-                if first != offset + filled:
-                    break  # a hole, or elements that stand twice
+                if first != offset + filled or piece.offset + piece.length > whole:
+                    break  # a hole, elements that stand twice, or more than the parameter has
                 data = self._bytes(piece)
                 found[first - offset : last - offset] = data[
                     first - piece.offset : last - piece.offset
