@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -72,6 +72,7 @@ def known(pieces: list[tuple[str, str, int, Tensor]], name: str, kind: str) -> b
 CUTS = st.fixed_dictionaries({name: st.lists(st.integers(0, 30), max_size=3) for name in SHAPES})
 
 
+@settings(max_examples=40)
 @given(cuts=CUTS, seed=st.integers(0, 99), asked=st.data())
 def test_any_cut_reads_back_at_any_other(
     tmp_path_factory: pytest.TempPathFactory,
