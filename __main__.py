@@ -259,7 +259,12 @@ def evaluate(
 
 @app.command()
 def sample(run: RunArg) -> None:
-    """Draw images from a diffusion run. Not built yet."""
+    """Draw images from a diffusion run. Not built yet.
+
+    Examples:
+
+        diptych sample my-diffusion-run
+    """
     _not_built(f"sampling from {run}", "there is no diffusion model before it")
 
 

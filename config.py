@@ -8,12 +8,14 @@ No import strings and no code: a `kind` is looked up in the table of contents of
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from .errors import RecipeError
 
@@ -21,7 +23,9 @@ from .errors import RecipeError
 class Record(BaseModel):
     """A frozen record that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class Part(Record):
@@ -66,24 +70,83 @@ def digest(value: Record | Mapping[str, Any]) -> str:
 
 def to_yaml(record: Record) -> str:
     """The record as a YAML file that `parse(from_yaml(...))` reads back equal."""
-    return yaml.safe_dump(plain(record), sort_keys=False, allow_unicode=True)
+    return yaml.dump(plain(record), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def from_yaml(text: str, *, source: str) -> dict[str, Any]:
+def from_yaml(text: str | bytes, *, source: str) -> dict[str, Any]:
     """Plain values of a YAML mapping; never code, never objects.
 
     Raises:
-        RecipeError: the text is no YAML, or no mapping at its top.
+        RecipeError: the text is no YAML, has aliases or tags, or no mapping at its top.
     """
-    if text.count("*") > 100 or len(text) > 1_000_000:
-        raise RecipeError(f"{source}: too many YAML aliases or more than 1 MB; write it out.")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise RecipeError(f"{source} is not YAML: {' '.join(str(err).split())}") from err
+    if len(text) > 1_000_000:
+        raise RecipeError(f"{source} is larger than 1 MB, too large for a recipe.")
+    values = _read(text, source)
     if not isinstance(values, dict):
         raise RecipeError(f"{source} must hold `key: value` lines, not a {type(values).__name__}.")
     return cast(dict[str, Any], values)
+
+
+_SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9_]*)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?"
+    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, as YAML 1.2 means them: 1e-4 is a number, `yes` and dates are strings.
+
+    Aliases are refused (a few lines of them stand for gigabytes), tags and repeated keys too.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _mistake("aliases (*name) are refused, write the value out", event)
+        if getattr(event, "tag", None):
+            raise _mistake("tags (!name) are refused, write plain values", event)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            raise _mistake("a key stands here twice", node)
+        return found
+
+
+def _mistake(what: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=where.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that `_Loader` would read as something else."""
+
+    def represent_str(self, data: str) -> Any:
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None  # else read as line breaks
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"({_pattern})\Z"), None)
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(rf"({_SCALARS['float']})\Z"), list("-+.0123456789")
+)
+
+
+def _read(text: str | bytes, source: str) -> Any:
+    try:
+        loader = _Loader(text)  # reads the first characters already
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise RecipeError(f"{source} is not YAML: {' '.join(str(err).split())}") from err
 
 
 def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -99,30 +162,18 @@ def override(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
         path, sep, text = setting.partition("=")
         if not sep:
             raise RecipeError(f"--set {setting!r} has no '='. Write --set optim.lr=3e-4.")
-        try:
-            _put(values, path.strip().split("."), _scalar(text), setting)
-        except yaml.YAMLError as err:
-            raise RecipeError(f"--set {setting!r}: the value is not YAML.") from err
+        _put(values, path.strip().split("."), _read(text, f"--set {setting!r}"), setting)
     return values
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string; nobody means that
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _put(values: Any, path: list[str], value: Any, setting: str) -> None:
     head, *rest = path
     if isinstance(values, list):
         items = cast(list[Any], values)
-        names = [item.get("kind", "") if isinstance(item, dict) else "" for item in items]
-        if not (head in names or (head.isdigit() and int(head) < len(items))):
-            raise RecipeError(_unknown(head, [n for n in names if n], f"--set {setting!r}"))
+        names = [item.get("kind") if isinstance(item, dict) else None for item in items]
+        if not (head in names or (head.isdecimal() and int(head) < len(items))):
+            known = [name for name in names if name] or [str(place) for place in range(len(items))]
+            raise RecipeError(_unknown(head, known, f"--set {setting!r}"))
         index = names.index(head) if head in names else int(head)
         if rest:
             _put(items[index], rest, value, setting)
@@ -130,7 +181,7 @@ def _put(values: Any, path: list[str], value: Any, setting: str) -> None:
             items[index] = value
         return
     if not isinstance(values, dict):
-        raise RecipeError(f"--set {setting!r}: nothing lies below {head!r}.")
+        raise RecipeError(f"--set {setting!r}: {head!r} lies below a plain value.")
     table = cast(dict[str, Any], values)
     if rest:
         if head not in table:
@@ -143,18 +194,22 @@ def _put(values: Any, path: list[str], value: Any, setting: str) -> None:
 
 
 def pick(value: Any, table: Kinds, what: str) -> Any:
-    """The part that `{kind: ..., ...}` stands for; parts pass through.
+    """The part that `{kind: ..., ...}` stands for; parts pass through. For a record's validator.
 
     Raises:
-        RecipeError: no kind, or a kind that the table does not list.
+        PydanticCustomError: no kind, one that the table does not list, or mistakes in the part;
+            `parse` lists it beside the record's other mistakes.
     """
     if isinstance(value, Part) or not isinstance(value, dict):
         return value
     fields = dict(cast(dict[str, Any], value))
     kind = str(fields.pop("kind", ""))
-    if kind not in table:
-        raise RecipeError(_unknown(kind, list(table), what))
-    return parse(table[kind], fields, source=f"{what} {kind!r}")
+    try:
+        if kind not in table:
+            raise unknown(kind, list(table), what)
+        return parse(table[kind], fields, source=f"{what} {kind!r}")
+    except RecipeError as err:
+        raise PydanticCustomError("part", "{said}", {"said": str(err)}) from err
 
 
 def parse(
@@ -172,8 +227,8 @@ def parse(
     try:
         return cls.model_validate(dict(values), context=dict(context or {}))
     except ValidationError as err:
-        lines = [_complaint(cls, item) for item in err.errors()]
-        raise RecipeError(f"{source}: " + "; ".join(lines)) from err
+        lines = [_complaint(cls, item).removesuffix(".") for item in err.errors()]
+        raise RecipeError(f"{source}: {'; '.join(lines)}.") from err
 
 
 def _complaint(cls: type[Record], item: Any) -> str:
@@ -181,6 +236,10 @@ def _complaint(cls: type[Record], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         *parents, last = item["loc"]
         return _unknown(str(last), _fields(cls, parents), path)
+    if item["type"] == "part":
+        return item["ctx"]["said"]
+    if item["type"] == "value_error":
+        return ": ".join([*([path] if path else []), str(item["ctx"]["error"])])
     given = item.get("input")
     shown = "" if isinstance(given, (dict, list)) else f" (got {given!r})"
     return f"{path}: {item['msg']}{shown}"

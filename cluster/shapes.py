@@ -66,7 +66,7 @@ def find_shape(text: str, settings: list[str]) -> Shape:
     if text in SHAPES:
         values: dict[str, Any] = SHAPES[text].model_dump()
     elif text.endswith((".yaml", ".yml")):
-        values = from_yaml(storage.read(text).decode(), source=text)
+        values = from_yaml(storage.read(text), source=text)
     else:
         raise unknown(text, list(SHAPES), "--shape (or a .yaml file)")
     return parse(Shape, override(values, settings), source=f"shape {text}")

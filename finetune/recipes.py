@@ -19,6 +19,8 @@ def vqa_easy() -> Run:
     """The VQA head on easy-VQA questions, from a finished `vlp_easy`.
 
     diptych train vqa_easy --set start_from=runs/vlp_easy    2 CPU cores: about 2 minutes
+
+    Expected on the official test questions: about 94 % right, about 85 % without start_from.
     """
     return Run(
         name="vqa_easy",
@@ -50,7 +52,7 @@ def find(text: str, settings: list[str]) -> Run:
         RecipeError: no such recipe, or whatever is wrong with it.
     """
     if text.endswith((".yaml", ".yml")):
-        values = from_yaml(storage.read(text).decode(), source=text)
+        values = from_yaml(storage.read(text), source=text)
     elif text in RECIPES:
         values = plain(RECIPES[text]())
     else:

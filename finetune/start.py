@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data import storage, tokens
 from ..data.tokens import Text
 from ..errors import CheckpointError
 from ..pretrain.checkpoint import Checkpoint, open_checkpoint
@@ -47,12 +48,29 @@ def start(task: Task, checkpoint: Checkpoint) -> Started:
 
 
 def fresh_task(run: Run, text: Text) -> Task:
-    """The run's task as it is before its first step, weights of `start_from` included."""
+    """The run's task as it is before its first step, weights of `start_from` included.
+
+    Raises:
+        CheckpointError: the run to start from has no checkpoint, other sizes or another tokenizer.
+    """
     torch.manual_seed(run.seed)
     task = run.task(text)
     if run.start_from:
         start(task, open_checkpoint(run.start_from))
+        _require_words(run.start_from, text)
     return task
+
+
+def _require_words(source: str, text: Text) -> None:
+    """Refuses word embeddings that belong to other words; their number may well be the same."""
+    url = storage.join(source, "tokenizer.json")
+    if storage.exists(url):
+        theirs = tokens.load(url, text.length)
+        if theirs.tokenizer.get_vocab() != text.tokenizer.get_vocab():
+            raise CheckpointError(
+                f"{source} was trained with another vocabulary than this run's. "
+                f"Use its own: --set data.tokenizer={url}"
+            )
 
 
 def trained_task(run: Run, text: Text, checkpoint: Checkpoint) -> Task:

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..data import storage
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StorageError
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -69,12 +69,14 @@ class Checkpoint:
         length = whole - offset if length is None else length
         found = torch.empty(length)
         filled = 0
-        for piece in self._of.get((param, kind), ()):
+        for piece in sorted(self._of.get((param, kind), ()), key=lambda piece: piece.offset):
             first, last = (
                 max(offset, piece.offset),
                 min(offset + length, piece.offset + piece.length),
             )
             if first < last:
+                if first != offset + filled or piece.offset + piece.length > whole:
+                    break  # a hole, elements that stand twice, or more than the parameter has
                 data = self._bytes(piece)
                 found[first - offset : last - offset] = data[
                     first - piece.offset : last - piece.offset
@@ -82,7 +84,8 @@ class Checkpoint:
                 filled += last - first
         if filled != length:
             raise CheckpointError(
-                f"{self.url}: {kind} of {param!r} has {filled} of {length} elements."
+                f"{self.url}: {kind} of {param!r} has {filled} of {length} elements without a gap. "
+                "Delete this checkpoint: an older one is gone on from."
             )
         return found
 
@@ -99,10 +102,20 @@ class Checkpoint:
 
     def _bytes(self, piece: Slice) -> Tensor:
         url = storage.join(self.url, piece.file)
-        data = storage.read(url, piece.start, piece.start + 4 * piece.length)
+        end = piece.start + 4 * piece.length
+        try:
+            data = storage.read(url, piece.start, end)
+        except StorageError as err:
+            if storage.exists(url) and storage.stat(url)[0] >= end:
+                raise
+            raise CheckpointError(
+                f"{url} is missing or cut short. Restore it, or delete {self.url}: an older "
+                "checkpoint is gone on from."
+            ) from err
         if zlib.crc32(data) != piece.crc32:
             raise CheckpointError(
-                f"{url} is damaged at byte {piece.start}: crc32 of {piece.param}."
+                f"{url} is damaged at byte {piece.start}: crc32 of {piece.param}. Restore it, or "
+                f"delete {self.url}: an older checkpoint is gone on from."
             )
         return torch.frombuffer(bytearray(data), dtype=torch.float32)
 
@@ -173,9 +186,18 @@ def open_checkpoint(run: str, step: int | None = None) -> Checkpoint:
             url=url,
             step=body["step"],
             recipe=body["recipe"],
-            shapes={name: tuple(shape) for name, shape in body["shapes"].items()},
-            slices=tuple(Slice(*row) for row in body["slices"]),
+            shapes={name: tuple(map(int, shape)) for name, shape in body["shapes"].items()},
+            slices=tuple(_slice(*row) for row in body["slices"]),
             extra=body["extra"],
         )
-    except (ValueError, KeyError, TypeError) as err:
-        raise CheckpointError(f"{url}/manifest.json is damaged: {err!r}") from err
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise CheckpointError(
+            f"{url}/manifest.json is damaged: {err!r}. Restore it, or delete {url}: an older "
+            "checkpoint is gone on from."
+        ) from err
+
+
+def _slice(
+    param: str, kind: str, offset: int, length: int, file: str, start: int, crc32: int
+) -> Slice:
+    return Slice(param, kind, int(offset), int(length), str(file), int(start), int(crc32))

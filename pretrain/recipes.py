@@ -16,6 +16,8 @@ def vlp_easy() -> Run:
     """MLM + MRM + ITM on easy-VQA statements.
 
     diptych train vlp_easy           2 workers on 2 CPU cores: about 4 minutes
+
+    Expected on the test statements: MLM accuracy about 84 %, with shuffled images about 74 %.
     """
     return Run(
         name="vlp_easy",

@@ -1,11 +1,11 @@
 """The recipe of a run: what is learned, from what, how long. It never names a machine."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from ..config import Kinds, Record, override, parse, pick
+from ..config import Kinds, Part, Record, override, parse, pick
 from ..data import storage
 from ..data.buckets import Buckets
 from ..data.holes import Budget
@@ -83,12 +83,22 @@ class Optim(Record):
     """Largest global norm of the gradient."""
 
 
+def _part(base: type[Part], what: str) -> BeforeValidator:
+    def find(value: Any, info: ValidationInfo) -> Any:
+        kinds: Kinds = (info.context or {}).get("kinds", {})
+        return pick(value, {k: v for k, v in kinds.items() if issubclass(v, base)}, what)
+
+    return BeforeValidator(find)
+
+
 class Run(Record):
     """Everything that decides the numbers of a run."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    model: Model
-    objectives: tuple[Objective, ...] = Field(min_length=1)
+    model: Annotated[Model, _part(Model, "model")]
+    objectives: tuple[Annotated[Objective, _part(Objective, "objective")], ...] = Field(
+        min_length=1
+    )
     data: Data
     optim: Optim = Optim()
     batch: int = Field(default=128, ge=1)
@@ -107,18 +117,6 @@ class Run(Record):
     @classmethod
     def _start(cls, url: str | None) -> str | None:
         return _whole(url)
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model(cls, value: Any, info: ValidationInfo) -> Any:
-        return pick(value, _kinds(info), "model")
-
-    @field_validator("objectives", mode="before")
-    @classmethod
-    def _objectives(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, (list, tuple)):
-            return value
-        return tuple(pick(item, _kinds(info), "objective") for item in value)
 
     @model_validator(mode="after")
     def _sound(self) -> "Run":
@@ -180,7 +178,3 @@ def _whole(url: str | None) -> str | None:
     if url is None or ("/" not in url and not url.endswith(".json")):
         return url
     return storage.absolute(url)
-
-
-def _kinds(info: ValidationInfo) -> Kinds:
-    return (info.context or {}).get("kinds", {})

@@ -12,7 +12,7 @@ checkpoints/     see checkpoint.py
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..config import Kinds, digest, from_yaml, to_yaml
 from ..data import storage
@@ -63,7 +63,7 @@ class RunDir:
         """
         if not storage.exists(self.at("recipe.yaml")):
             raise RunError(f"{self.url} is not a run. `diptych jobs` lists the runs there are.")
-        text = storage.read(self.at("recipe.yaml")).decode()
+        text = storage.read(self.at("recipe.yaml"))
         source = self.at("recipe.yaml")
         return parse_run(from_yaml(text, source=source), kinds, source=source)
 
@@ -72,14 +72,31 @@ class RunDir:
         storage.write(self.at(name), json.dumps(value, indent=1).encode())
 
     def json(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file of the folder; empty where there is none."""
+        """Reads a JSON file of the folder; empty where there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
         if not storage.exists(self.at(name)):
             return {}
-        return json.loads(storage.read(self.at(name)))
+        return self._parsed(name, storage.read(self.at(name)))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Reads a JSON-lines file of the folder; empty where there is none."""
+        """Reads a JSON-lines file of the folder; empty where there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
         if not storage.exists(self.at(name)):
             return []
         lines = storage.read(self.at(name)).splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        return [self._parsed(name, line) for line in lines if line.strip()]
+
+    def _parsed(self, name: str, text: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except ValueError as err:
+            raise RunError(f"{self.at(name)} is damaged: {err}. Restore or delete it.") from err
+        if not isinstance(found, dict):
+            raise RunError(f"{self.at(name)} is damaged: no JSON object. Restore or delete it.")
+        return cast(dict[str, Any], found)

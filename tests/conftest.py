@@ -7,20 +7,26 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 from PIL import Image
 
 from diptych.cluster.bucket import serve
 from diptych.cluster.launch import cluster
 from diptych.cluster.shapes import Shape
-from diptych.config import plain
+from diptych.config import digest, plain
 from diptych.data import easyvqa, index, storage, tokens
+from diptych.data.batch import Batch
+from diptych.data.draws import row_key
 from diptych.data.index import Manifest
 from diptych.data.make import words
 from diptych.data.pack import Sample, pack, scattered, tar
 from diptych.data.tokens import Text
 from diptych.finetune.parts import KINDS
+from diptych.pretrain import checkpoint
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
+from diptych.pretrain.rundir import RunDir
+from diptych.pretrain.task import Task
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
@@ -83,6 +89,64 @@ def text() -> Text:
     """A tokenizer of 12 ids a text that knows the words of `samples`."""
     words = [f"a picture with number {number} is it yes?" for number in range(40)]
     return tokens.from_text(tokens.learn(words, 200), 12)
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Run]:
+    """`small("model.depth=2", ...)`: an MLM + MRM + ITM run of 16-pixel images, no data."""
+
+    def make(*settings: str) -> Run:
+        values = plain(vlp_easy())
+        size = {"image_size": 16, "grid": 4, "width": 16, "depth": 1, "heads": 2, "stem": 4}
+        values["model"] |= size | {"tokens": 12}
+        return revise(values, list(settings), KINDS, source="small")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rows(text: Text) -> Callable[..., Batch]:
+    """`rows(16, first=3)`: a batch of 16-pixel noise images and sentences, as `small` takes it."""
+
+    def make(count: int, first: int = 0) -> Batch:
+        generator = torch.Generator().manual_seed(7 + first)
+        shape = (count, 3, 16, 16)
+        numbers = range(first, first + count)
+        ids, real = text.encode([f"a picture with number {number}" for number in numbers])
+        return Batch(
+            keys=tuple(str(number) for number in numbers),
+            draws_B=torch.tensor([row_key(0, 0, number) for number in numbers]),
+            image_BCHW=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+            tokens_BL=ids,
+            real_BL=real,
+            fields=tuple({"answer": "yes"} for _ in numbers),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def keep(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDir]:
+    """`keep(run, task, text, step)`: a run's folder with a checkpoint of the task's weights."""
+
+    def make(run: Run, task: Task, text: Text, step: int = 3) -> RunDir:
+        place = RunDir(storage.absolute(str(tmp_path_factory.mktemp("runs") / run.name)))
+        place.create(run, {"data": "0" * 16})
+        storage.write(place.at("tokenizer.json"), text.tokenizer.to_str().encode())
+        named = list(task.named_parameters())
+        pieces = [(name, checkpoint.WEIGHT, 0, p.detach().view(-1)) for name, p in named]
+        url = checkpoint.folder(place.url, step)
+        checkpoint.commit(
+            place.url,
+            step,
+            recipe=digest(run),
+            shapes={name: tuple(p.shape) for name, p in named},
+            slices=checkpoint.put_slices(url, "attempt-1/rank-0.safetensors", pieces),
+            extra={},
+        )
+        return place
+
+    return make
 
 
 @pytest.fixture(scope="session")

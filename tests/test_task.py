@@ -6,54 +6,31 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diptych.config import plain
 from diptych.data.batch import Batch
-from diptych.data.draws import row_key
 from diptych.data.tokens import Text
 from diptych.errors import RecipeError
-from diptych.finetune.parts import KINDS
-from diptych.pretrain.recipes import vlp_easy
-from diptych.pretrain.run import Run, revise
+from diptych.pretrain.run import Run
 from diptych.pretrain.task import Task
 
 Rows = Callable[[int], Batch]
+Small = Callable[..., Run]
+Make = Callable[..., Task]
 
 
 @pytest.fixture
-def rows(text: Text) -> Rows:
-    """`rows(16)`: a batch of noise images and sentences."""
+def task(small: Small, text: Text) -> Make:
+    """`task("model.width=32")`: a small task, always initialised alike."""
 
-    def make(count: int) -> Batch:
-        generator = torch.Generator().manual_seed(7)
-        shape = (count, 3, 16, 16)
-        ids, real = text.encode([f"a picture with number {n}" for n in range(count)])
-        return Batch(
-            keys=tuple(str(n) for n in range(count)),
-            draws_B=torch.tensor([row_key(0, 0, n) for n in range(count)]),
-            image_BCHW=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
-            tokens_BL=ids,
-            real_BL=real,
-            fields=tuple({"answer": "yes"} for _ in range(count)),
-        )
+    def make(*settings: str) -> Task:
+        torch.manual_seed(0)
+        return small(*settings).task(text)
 
     return make
 
 
-def small(*settings: str) -> Run:
-    values = plain(vlp_easy())
-    size = {"image_size": 16, "grid": 4, "width": 16, "depth": 1, "heads": 2, "stem": 4}
-    values["model"] |= size | {"tokens": 12}
-    return revise(values, list(settings), KINDS, source="small")
-
-
-def task(text: Text, *settings: str) -> Task:
-    torch.manual_seed(0)
-    return small(*settings).task(text)
-
-
-def test_slices_of_a_batch_add_up_to_it(text: Text, rows: Rows) -> None:
+def test_slices_of_a_batch_add_up_to_it(task: Make, rows: Rows) -> None:
     """Losses, hits and gradients of 16 rows, against four slices of 4."""
-    whole, parts, batch = task(text), task(text), rows(16)
+    whole, parts, batch = task(), task(), rows(16)
     one = whole(batch)
     one.total.backward()
     four = [parts(batch.take(first, first + 4)) for first in range(0, 16, 4)]
@@ -70,9 +47,9 @@ def test_slices_of_a_batch_add_up_to_it(text: Text, rows: Rows) -> None:
             torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_what_is_hidden(text: Text, rows: Rows) -> None:
+def test_what_is_hidden(small: Small, task: Make, rows: Rows) -> None:
     run, batch = small(), rows(400)
-    found = task(text)
+    found = task()
     view = found.look(batch)
     for objective in run.objectives:
         view = objective.hide(view, found.words)
@@ -88,8 +65,8 @@ def test_what_is_hidden(text: Text, rows: Rows) -> None:
     assert (shown[view.hidden_BN] == 0).all()
 
 
-def test_padding_changes_nothing(text: Text, rows: Rows) -> None:
-    found, batch = task(text).eval(), rows(4)
+def test_padding_changes_nothing(task: Make, rows: Rows) -> None:
+    found, batch = task().eval(), rows(4)
     long = int(batch.real_BL.sum(1).max())
     short = replace(batch, tokens_BL=batch.tokens_BL[:, :long], real_BL=batch.real_BL[:, :long])
     padded, cut = found(batch).total.detach(), found(short).total.detach()
@@ -97,8 +74,8 @@ def test_padding_changes_nothing(text: Text, rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("stream", ["text", "image"])
-def test_a_blind_model_is_blind(stream: str, text: Text, rows: Rows) -> None:
-    found, batch = task(text, f"model.streams={stream}").eval(), rows(8)
+def test_a_blind_model_is_blind(stream: str, task: Make, rows: Rows) -> None:
+    found, batch = task(f"model.streams={stream}").eval(), rows(8)
     seen = found.model(found.look(batch)).pooled_BD
     images, words = batch.image_BCHW.flip(0), batch.tokens_BL.flip(0)
     unseen = {"image_BCHW": images} if stream == "text" else {"tokens_BL": words}
@@ -109,6 +86,6 @@ def test_a_blind_model_is_blind(stream: str, text: Text, rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("setting", ["model.width=18", "model.grid=3", "objectives.itm.group=1"])
-def test_sizes_that_cannot_be_are_refused(setting: str) -> None:
+def test_sizes_that_cannot_be_are_refused(setting: str, small: Small) -> None:
     with pytest.raises(RecipeError):
         small("model.heads=4", setting)

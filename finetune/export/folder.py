@@ -7,6 +7,7 @@
     model.answer([Image.open("photo.png")], ["what color is the circle?"])
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,6 +33,7 @@ from ..heads import VisualQuestion
 from ..parts import KINDS
 
 FORMAT = 1
+_PROVEN = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,19 @@ def load(path: str | Path) -> Loaded:
     """Opens an exported folder; only JSON and safetensors are read.
 
     Raises:
-        ExportError: not such a folder, or one whose weights do not fit its config.
+        ExportError: not such a folder, one that changed since it was proven, or one whose weights
+            do not fit its config.
     """
     home = Path(path)
     try:
+        _require_proven(home)
         config = json.loads((home / "config.json").read_text())
+        if config["format"] != FORMAT:
+            raise ExportError(f"{home}: format {config['format']}, this Diptych reads {FORMAT}.")
         run = parse_run(config["recipe"], KINDS, source=str(home / "config.json"))
         text = tokens.from_text((home / "tokenizer.json").read_text(), run.model.tokens)
         weights = load_file(home / "model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as err:
         raise ExportError(f"{home} is not an exported folder: {err}") from err
     task = run.task(text)
     try:
@@ -119,6 +126,27 @@ def load(path: str | Path) -> Loaded:
     except RuntimeError as err:
         raise ExportError(f"{home}: model.safetensors does not fit config.json: {err}") from err
     return Loaded(run, text, task.eval())
+
+
+def digests(home: Path) -> dict[str, str]:
+    """SHA-256 of each file that decides what the model computes."""
+    return {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in _PROVEN}
+
+
+def _require_proven(home: Path) -> None:
+    """Holds the files against proof.json, which is not there before the proof.
+
+    Raises:
+        ExportError: a file changed since.
+    """
+    if not (home / "proof.json").exists():
+        return
+    proven = json.loads((home / "proof.json").read_text())["sha256"]
+    changed = [name for name, found in digests(home).items() if proven[name] != found]
+    if changed:
+        raise ExportError(
+            f"{home / changed[0]} changed since it was proven (SHA-256). Export the run again."
+        )
 
 
 def _card(run: Run, facts: dict[str, Any]) -> str:
