@@ -142,17 +142,17 @@ class Loader:
         draw = draws.row_key(self.recipe.seed, ref.epoch, shard, key)
         hole = Row(f"{shard}/{key}", draw, "", {}, hole=True)
         if self.holes.reason(ref, key):
-            image_CHW.fill_(255)
+            image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
             return hole
         try:
             found = self._decoded(blocks, ref, raw, wanted)
             _require(found, self.recipe, f"{raw.shard}: {key}")
         except ShardError as fault:
             self.holes.admit(ref, key, raw.record.span()[0], fault)
-            image_CHW.fill_(255)
+            image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
             return hole
         if found["image"] is None:
-            image_CHW.fill_(255)
+            image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
         else:
             frame(found["image"], wanted, draw, image_CHW, size=found["size"])
         text = str(_text(found, self.recipe) or "")
