@@ -7,7 +7,7 @@ batches.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .holes import Holes
 from .index import Manifest
 from .plan import Plan, Ref
 from .tokens import Text
-from .transforms import Frame, frame
+from .transforms import Frame, Pixels, frame
 from .walk import Walk
 
 
@@ -37,8 +37,8 @@ class Recipe:
     seed: int
     needs: frozenset[str] = frozenset({"text", "image"})
     """What a sample must have; the rest, where it is missing, is empty text or white."""
-    exact: bool = False
-    """Decode every image in full, and not only as far as its frame needs."""
+    pixels: Pixels = field(default_factory=Pixels)
+    """How images are resized, cropped and flipped."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Loader:
             self.recipe.image_size,
             self.recipe.image_size,
         )
-        wanted = Frame(width=width, height=height, exact=self.recipe.exact)
+        wanted = Frame(width=width, height=height, **dict(self.recipe.pixels))
         image_BCHW = torch.empty((len(refs), 3, height, width), dtype=torch.uint8)
         share = math.ceil(len(refs) / self.threads)
         parts: list[Future[list[Row]]] = [
@@ -159,12 +159,15 @@ class Loader:
         return Row(f"{shard}/{key}", draw, text, found["fields"])
 
     def _decoded(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame) -> dict[str, Any]:
-        fit = (wanted.width, wanted.height)
         try:
-            return sample(raw.record, raw.blobs, shard=raw.shard, fit=fit, exact=wanted.exact)
+            return sample(
+                raw.record, raw.blobs, shard=raw.shard, fit=wanted.fit, exact=wanted.exact
+            )
         except CrcError:  # damaged on its way, perhaps: one more read will tell
             raw = blocks.again(ref)
-            return sample(raw.record, raw.blobs, shard=raw.shard, fit=fit, exact=wanted.exact)
+            return sample(
+                raw.record, raw.blobs, shard=raw.shard, fit=wanted.fit, exact=wanted.exact
+            )
 
     def _batch(self, rows: list[Row], image_BCHW: Tensor) -> Batch:
         tokens_BL, real_BL = self.text.encode([row.text for row in rows])

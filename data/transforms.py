@@ -22,19 +22,32 @@ _TINY = 1e-9
 """What rounding may do to a scale."""
 
 
-class Frame(Record):
-    """How an image becomes a row of a batch."""
+class Pixels(Record):
+    """What is done to images, whatever frame they are put into."""
 
-    width: int = Field(ge=1)
-    """Pixels."""
-    height: int = Field(ge=1)
-    """Pixels."""
+    resize: int | None = Field(default=None, ge=1)
+    """Pixels of the shorter side before the crop; by default, and at least, what the frame needs.
+    Images that have it already are only cropped."""
     crop: Literal["center", "random"] = "center"
     """What to keep of the longer side."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of mirroring left and right."""
     exact: bool = False
     """Decode JPEGs in full and resize, instead of decoding them straight to the scale needed."""
+
+
+class Frame(Pixels):
+    """How an image becomes a row of a batch."""
+
+    width: int = Field(ge=1)
+    """Pixels."""
+    height: int = Field(ge=1)
+    """Pixels."""
+
+    @property
+    def fit(self) -> tuple[int, int]:
+        """(width, height) that the resized image covers; for `decode.image`."""
+        return max(self.width, self.resize or 0), max(self.height, self.resize or 0)
 
 
 class Placed(NamedTuple):
@@ -59,8 +72,8 @@ def frame(
 ) -> tuple[Tensor, Placed]:
     """Returns (3, height, width) uint8 and where it was cut from.
 
-    The image is resized to cover the frame (bicubic, antialiased), then cropped. One that has the
-    frame's size already passes through untouched.
+    The image is resized to cover the frame, or to `resize` (bicubic, antialiased), then cropped.
+    One that has the frame's size already passes through untouched.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -74,7 +87,9 @@ def frame(
     pixels = _without_hairline(pixels, frame)
     width = min(whole[0], reduced * pixels.shape[1])
     height = min(whole[1], reduced * pixels.shape[0])
-    scale = max(frame.width / width, frame.height / height)
+    scale = max(
+        frame.width / width, frame.height / height, (frame.resize or 0) / min(width, height)
+    )
     left = _kept(width * scale - frame.width, frame, draw, "crop left")
     top = _kept(height * scale - frame.height, frame, draw, "crop top")
     resized_CHW = _resized(pixels, scale * reduced)

@@ -11,6 +11,7 @@ from ..data.buckets import Buckets
 from ..data.holes import Budget
 from ..data.loader import Recipe as Rows
 from ..data.tokens import Text
+from ..data.transforms import Pixels
 from .model import Model
 from .objective import Objective, Words
 from .task import Task
@@ -45,8 +46,8 @@ class Data(Record):
     """What batches are sorted by: aspect ratio, length of the text; nothing by default."""
     faults: Budget = Budget()
     """How many damaged samples are stepped over."""
-    exact: bool = False
-    """Decode every image in full; by default only as far as its frame needs."""
+    pixels: Pixels = Pixels()
+    """How images are resized, cropped and flipped."""
 
     @field_validator("train", "test", "tokenizer")
     @classmethod
@@ -151,7 +152,7 @@ class Run(Record):
             image_size=self.model.image_size,
             seed=self.seed,
             needs=self.model.needs,
-            exact=self.data.exact,
+            pixels=self.data.pixels,
         )
 
     @property

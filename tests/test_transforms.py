@@ -45,6 +45,20 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     assert (frame(pixels, SQUARE, 0)[0].permute(1, 2, 0).numpy() == pixels).all()
 
 
+def test_resize_is_of_the_shorter_side_and_then_comes_the_crop() -> None:
+    wanted = Frame(width=24, height=24, resize=32)
+    assert wanted.fit == (32, 32)
+    pixels = noise(40, 32)
+    found, placed = frame(pixels, wanted, 0)
+    assert (found.permute(1, 2, 0).numpy() == pixels[4:28, 8:32]).all(), "no resizing at all"
+    assert placed == (40, 32, 8, 4, False)
+    grown, placed = frame(noise(80, 64), wanted, 0)
+    assert placed == (80, 64, 8, 4, False)
+    assert grown.shape == (3, 24, 24)
+    small, placed = frame(noise(20, 20), Frame(width=24, height=24, resize=8), 0)
+    assert (small.shape, placed.left) == ((3, 24, 24), 0), "the frame is covered all the same"
+
+
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 2)])
 @pytest.mark.parametrize("wanted", [Frame(width=224, height=224), Frame(width=2, height=300)])
 def test_a_hairline_is_not_resized_to_gigapixels(size: tuple[int, int], wanted: Frame) -> None:
