@@ -217,16 +217,15 @@ class LineCache:
     def of(self, shard: int) -> Lines:
         """The lines of a shard."""
         with self._lock:
-            lines = self._found.pop(shard, None)
-        lines = lines or open_lines(self.manifest, self.manifest.shards[shard])
+            if shard in self._found:
+                self._found[shard] = self._found.pop(shard)  # the newest again
+                return self._found[shard]
+        lines = open_lines(self.manifest, self.manifest.shards[shard])
         with self._lock:
             self._found[shard] = lines
-            while len(self._found) > 1 and self._nbytes() > self.limit:
+            while len(self._found) > 1 and sum(x.nbytes for x in self._found.values()) > self.limit:
                 del self._found[next(iter(self._found))]
         return lines
-
-    def _nbytes(self) -> int:
-        return sum(lines.nbytes for lines in self._found.values())
 
 
 def entries(manifest: Manifest, shard: Shard) -> list[Entry]:
