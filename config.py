@@ -184,9 +184,7 @@ def _put(values: Any, path: list[str], value: Any, setting: str) -> None:
         raise RecipeError(f"--set {setting!r}: {head!r} lies below a plain value.")
     table = cast(dict[str, Any], values)
     if rest:
-        if head not in table:
-            raise RecipeError(_unknown(head, list(table), f"--set {setting!r}"))
-        if table[head] is None:
+        if table.get(head) is None:  # a part that the file leaves out; validation knows it or not
             table[head] = {}
         _put(table[head], rest, value, setting)
     else:

@@ -46,7 +46,7 @@ def refused(*settings: str) -> str:
         ("data.trian=x", "unknown 'trian'. Did you mean 'train'?"),
         ("model.widht=64", "model 'vlp': widht: unknown 'widht'. Did you mean 'width'?"),
         ("objectives.mlm.ratio=0.1", "unknown 'ratio'. Did you mean 'rate'? There are: rate, wei"),
-        ("optin.lr=1", "--set 'optin.lr=1': unknown 'optin'. Did you mean 'optim'?"),
+        ("optin.lr=1", "optin: unknown 'optin'. Did you mean 'optim'?"),
         (
             "objectives.mlmm.rate=0.1",
             "unknown 'mlmm'. Did you mean 'mlm'? There are: itm, mlm, mrm",

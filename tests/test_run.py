@@ -1,5 +1,6 @@
 """Real runs: a Ray cluster, DeepSpeed workers, a bucket. One is undisturbed; all others agree."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from diptych.cluster import ledger
+from diptych.cluster import journal, ledger
+from diptych.cluster.replay import replay
 from diptych.cluster.shapes import Shape
 from diptych.cluster.track import Tracker
 from diptych.cluster.train import prepare, run_on
@@ -178,6 +180,53 @@ def go_until(run: Run, shape: Shape, url: str, step: int) -> None:
     for later in [found for found in steps(url) if found > step]:
         storage.delete(place.at(f"checkpoints/{later:08d}"))
     assert max(steps(url)) == step
+
+
+@pytest.fixture(scope="module")
+def more(bucket: str, easy: str) -> str:
+    """Two shards more, each with a picture that was damaged before it was packed."""
+    for name in ("00001.tar", "00004.tar"):
+        data = bytearray(storage.read(f"{easy}/{name}"))
+        first = data.index(b"\x89PNG")
+        data[first + 40 : first + 44] = bytes(4)
+        data[first + 60 : first + 64] = bytes(4)
+        storage.write(f"{bucket}/more/{name}", bytes(data))
+    index.build(storage.expand(f"{bucket}/more/*.tar"))
+    return f"{bucket}/more"
+
+
+def test_sources_buckets_and_holes_are_the_same_on_any_world(
+    easy: str, more: str, runs: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    run = tiny(
+        "mixed",
+        f"data.train=[{{url: {easy}, weight: 2}}, {{url: {more}}}]",
+        "data.buckets.lengths=[24]",
+        "data.faults={shard: 0.05, source: 0.01}",
+        "steps=20",
+    )
+    calm = go(run, PAIR, f"{runs}/mixed")
+    go_until(run, Shape(workers=2, keep_checkpoints=9), f"{runs}/mixed-moved", 10)
+    moved = go(run, Shape(workers=1, zero_stage=0), f"{runs}/mixed-moved")
+    assert totals(moved) == pytest.approx(totals(calm), rel=2e-3)
+    plan = open_plan(run)
+    lines = list(ledger.lines(moved, plan, 0, 20))
+    assert ledger.verify(moved, lines) == 10 * 2 + 10
+    assert len({line[2:] for line in lines}) == len(lines) == 320
+    more_rows = sum(line.shard.startswith("more/") for line in lines)
+    assert len({plan.bucket(step) for step in range(20)}) == 2
+    assert 60 < more_rows < 150, "about a third"
+    holes = journal.holes(moved)
+    assert holes == journal.holes(calm)
+    assert {hole.shard for hole in holes} <= {"more/00001.tar", "more/00004.tar"}
+    trained = {f"{line.shard}/{line.key}" for line in lines}
+    assert holes and all(f"{hole.shard}/{hole.key}" in trained for hole in holes)
+    step = next(line.step for line in lines if line[2:4] == holes[0][:2])
+    told = replay(moved, step, tmp_path)
+    assert (told["rows"], told["left out"]) == (16, 1)
+    assert told["slices as the ranks recorded them"] in ("2 of 2", "1 of 1")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["key"] for row in rows] == [line.key for line in lines if line.step == step]
 
 
 def test_a_finished_run_is_not_trained_again(calm: RunDir, tiny: Tiny) -> None:
