@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from . import draws, storage
+from . import storage
 from .ahead import ahead
 from .items import Item, Members, Seen, Unreadable, printable, reads_back
 
@@ -304,6 +304,8 @@ def tar(samples: Iterable[Sample]) -> bytes:
 
 def scattered(samples: list[Sample], seed: int = 0) -> list[Sample]:
     """The samples in an order in which neighbours have nothing to do with each other."""
+    from . import draws  # and torch, which nothing else here needs
+
     return [samples[place] for place in draws.permutation(len(samples), draws.row_key(seed))]
 
 
