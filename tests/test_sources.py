@@ -57,12 +57,12 @@ def test_captions_and_records_lie_beside_the_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf a gr\xc3\xbcn one \n")
     (tmp_path / "sub/c.txt").write_text("c")
     (tmp_path / "sub/c.json").write_text('{"caption": "not this", "size": 3}')
-    (tmp_path / "d.json").write_text('{"caption": "from the record"}')
+    (tmp_path / "d.json").write_text('{"caption": "from the record", "x": NaN}')
     source = open_source(str(tmp_path))
     assert all_told(source) == [
         ("a.JPG", ("a grün one", None)),
         ("b.png", (None, None)),
-        ("d.jpeg", ("from the record", {"caption": "from the record"})),
+        ("d.jpeg", ("from the record", {"caption": "from the record", "x": None})),
         ("e.jpg", (None, None)),
         ("sub/c.webp", ("c", {"caption": "not this", "size": 3})),
     ]
