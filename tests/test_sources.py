@@ -482,6 +482,16 @@ def test_what_is_no_source_is_an_error(tmp_path: Path) -> None:
             open_source(str(tmp_path / name))
 
 
+def test_a_split_of_what_has_none_is_an_error(tmp_path: Path) -> None:
+    save_to_disk(tmp_path / "saved", 0, 4)
+    pictures(tmp_path, "folder/a.png")
+    (tmp_path / "plain").mkdir()
+    parquet.write_table(hugging(rows(0, 3)), tmp_path / "plain/x.parquet")
+    for name in ("saved", "folder", "plain", "plain/x.parquet"):
+        with pytest.raises(DataError, match=f"{name} has no splits.*Leave out --split"):
+            open_source(str(tmp_path / name), split="train")
+
+
 def test_img2dataset_as_files_is_a_folder(tmp_path: Path) -> None:
     pictures(tmp_path, "00000/000000000.jpg")
     (tmp_path / "00000/000000000.txt").write_text("a caption")
