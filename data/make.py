@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import easyvqa, index, storage, tokens
+from . import easyvqa, index, storage
 from .index import Manifest
 from .items import Item, Members, Source, validates
 from .pack import Packed, Shape, given, pack_items, scattered
@@ -81,6 +81,8 @@ def make(
             texts.read(url)  # of an earlier attempt
         made.packed[part], made.manifests[part] = packed, index.build(packed.urls)
     if texts.some and how.vocabulary:
+        from . import tokens  # and torch, which nothing else here needs
+
         place = storage.join(storage.absolute(out), "tokenizer.json")
         storage.write(place, tokens.learn(texts.some, how.vocabulary).encode())
     if not isinstance(found, list):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from . import draws, storage
+from . import storage
 from .ahead import ahead
 from .items import Item, Members, Seen, Unreadable, printable, reads_back
 
@@ -120,7 +120,7 @@ def pack_items(
     _require_few(journal, packed, shape)
     journal.list_skips(packed)
     if not packed.urls:
-        raise DataError("nothing to pack: no samples were found.")
+        raise DataError(f"nothing to pack into {out}: no samples were found.")
     return packed
 
 
@@ -153,6 +153,7 @@ class _Journal:
 
     def __init__(self, out: str) -> None:
         self.out, self.folder = out, storage.join(out, JOURNAL)
+        self._there: set[str] = set()  # names of rows and shards
 
     def url(self, number: int) -> str:
         return storage.join(self.out, f"{number:05d}.tar")
@@ -163,7 +164,7 @@ class _Journal:
         place = storage.join(self.folder, "options.json")
         children = storage.children(self.out)
         if storage.exists(place):
-            before = json.loads(storage.read(place))
+            before = self._row(place)
             for name in {**before, **meaning}:
                 if before.get(name) == meaning.get(name):
                     continue
@@ -180,6 +181,7 @@ class _Journal:
         for child in children:
             if child.startswith(".") and child.endswith(".part"):  # of an attempt that was killed
                 storage.delete(storage.join(self.out, child))
+        self._there = {*children, *storage.children(self.folder)}
 
     def save(self, part: _Part) -> None:
         storage.write(self._place(part.number), json.dumps(part.row()).encode())
@@ -212,18 +214,25 @@ class _Journal:
             for number in range(len(packed.urls) + 1):
                 place = self._place(number)
                 if number < len(packed.urls) or (not open_part and storage.exists(place)):
-                    _lines(file, json.loads(storage.read(place))["skipped"])
+                    _lines(file, self._row(place)["skipped"])
             _lines(file, unsaved)
 
     def _finished(self, number: int) -> dict[str, Any] | None:
         """A shard's row, if both are there and whole."""
-        if not storage.exists(self._place(number)):
+        if storage.name(self._place(number)) not in self._there:
             return None
-        row = json.loads(storage.read(self._place(number)))
+        row = self._row(self._place(number))
         if not row["samples"]:
             return row
-        there = storage.exists(self.url(number))
+        there = storage.name(self.url(number)) in self._there
         return row if there and storage.stat(self.url(number))[0] == row["bytes"] else None
+
+    def _row(self, place: str) -> dict[str, Any]:
+        try:
+            row = json.loads(storage.read(place))
+        except ValueError as err:
+            raise DataError(f"{place} is damaged: {err}. Delete {self.out} and pack anew.") from err
+        return row
 
     def _place(self, number: int) -> str:
         return storage.join(self.folder, f"{number:05d}.json")
@@ -304,6 +313,8 @@ def tar(samples: Iterable[Sample]) -> bytes:
 
 def scattered(samples: list[Sample], seed: int = 0) -> list[Sample]:
     """The samples in an order in which neighbours have nothing to do with each other."""
+    from . import draws  # and torch, which nothing else here needs
+
     return [samples[place] for place in draws.permutation(len(samples), draws.row_key(seed))]
 
 

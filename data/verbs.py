@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from ..errors import RecipeError
@@ -215,7 +215,9 @@ def _summary(manifest: Any) -> str:
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error, on a terminal only; yields what advances it."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 

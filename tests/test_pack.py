@@ -309,6 +309,14 @@ def test_other_options_are_noticed(tmp_path: Path) -> None:
         pack_items(items(8), out, Shape(samples=5), meaning={"longest": 256})
 
 
+def test_a_damaged_journal_is_an_error(tmp_path: Path) -> None:
+    pack_items(items(8), str(tmp_path), Shape(samples=4))
+    for name in ("00001.json", "options.json"):
+        storage.write(f"{tmp_path}/pack/{name}", b"{")
+        with pytest.raises(DataError, match=f"{name} is damaged"):
+            pack_items(items(8), str(tmp_path), Shape(samples=4))
+
+
 def test_a_shard_that_was_cut_or_deleted_is_packed_again(tmp_path: Path) -> None:
     found = pack_items(items(12), str(tmp_path), Shape(samples=4))
     before = [storage.read(url) for url in found.urls]

@@ -57,12 +57,12 @@ def test_captions_and_records_lie_beside_the_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf a gr\xc3\xbcn one \n")
     (tmp_path / "sub/c.txt").write_text("c")
     (tmp_path / "sub/c.json").write_text('{"caption": "not this", "size": 3}')
-    (tmp_path / "d.json").write_text('{"caption": "from the record"}')
+    (tmp_path / "d.json").write_text('{"caption": "from the record", "x": NaN}')
     source = open_source(str(tmp_path))
     assert all_told(source) == [
         ("a.JPG", ("a grün one", None)),
         ("b.png", (None, None)),
-        ("d.jpeg", ("from the record", {"caption": "from the record"})),
+        ("d.jpeg", ("from the record", {"caption": "from the record", "x": None})),
         ("e.jpg", (None, None)),
         ("sub/c.webp", ("c", {"caption": "not this", "size": 3})),
     ]
@@ -480,6 +480,16 @@ def test_what_is_no_source_is_an_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=complaint):
             open_source(str(tmp_path / name))
+
+
+def test_a_split_of_what_has_none_is_an_error(tmp_path: Path) -> None:
+    save_to_disk(tmp_path / "saved", 0, 4)
+    pictures(tmp_path, "folder/a.png")
+    (tmp_path / "plain").mkdir()
+    parquet.write_table(hugging(rows(0, 3)), tmp_path / "plain/x.parquet")
+    for name in ("saved", "folder", "plain", "plain/x.parquet"):
+        with pytest.raises(DataError, match=f"{name} has no splits.*Leave out --split"):
+            open_source(str(tmp_path / name), split="train")
 
 
 def test_img2dataset_as_files_is_a_folder(tmp_path: Path) -> None:

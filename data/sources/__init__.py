@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..items import Source
-from .arrow import ArrowFiles, arrow_files, is_dataset
+from .arrow import ArrowFiles, arrow_files, is_dataset, require_none
 from .files import Folder, has_pictures
 from .tables import TABLES, Columns, Table
 
@@ -27,10 +27,12 @@ def open_source(
     base = Path(root).expanduser() if root else None
     if path.is_dir():
         if not is_dataset(path) and has_pictures(path):
+            require_none(path, split)
             return Folder(path, columns)
         return ArrowFiles(path, arrow_files(path, split), columns, base or path)
     if not path.is_file():
         raise DataError(f"{place} is not a folder and not a table. Check the path.")
+    require_none(path, split)
     if path.suffix.lower() in (".parquet", ".arrow"):
         return ArrowFiles(path.parent, [path], columns, base or path.parent)
     if path.suffix.lower() in TABLES:

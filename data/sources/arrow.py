@@ -72,6 +72,7 @@ def arrow_files(folder: Path, split: str | None) -> list[Path]:
         splits = _json(folder / "dataset_dict.json")["splits"]
         return arrow_files(folder / _chosen(folder, splits, split), None)
     if (folder / "state.json").exists():
+        require_none(folder, split)
         state = _json(folder / "state.json")
         if state.get("_indices_data_files"):
             raise DataError(f"{folder} is a selection of rows: save it after flatten_indices().")
@@ -84,10 +85,17 @@ def arrow_files(folder: Path, split: str | None) -> list[Path]:
             f"{folder} holds no pictures and no .parquet or .arrow files. Check the path."
         )
     splits = {path: _split(path, folder) for path in files}
-    if split is None and len(set(splits.values())) == 1:
+    if len(set(splits.values())) == 1 and (split is None or "" in splits.values()):
+        require_none(folder, split)
         return files
     chosen = _chosen(folder, sorted({*splits.values()}), split)
     return [path for path in files if splits[path] == chosen]
+
+
+def require_none(place: Path, split: str | None) -> None:
+    """Refuses the name of a split where there are none."""
+    if split is not None:
+        raise DataError(f"{place} has no splits, so none is called {split!r}. Leave out --split.")
 
 
 def picture_columns(schema: Any) -> list[str]:

@@ -1,7 +1,10 @@
 """A picture on disk and what lies beside it: `photo.jpg`, `photo.txt`, `photo.json`."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..items import Members, Unreadable
 
@@ -27,7 +30,7 @@ def picture(path: Path) -> Members:
         if text is None:
             found = fields.get("text") or fields.get("caption")
             caption = found.strip() if isinstance(found, str) else ""
-        members["json"] = json.dumps(fields).encode()
+        members["json"] = json.dumps(plain(fields)).encode()
     if caption:
         members["txt"] = caption.encode()
     return members
@@ -44,6 +47,19 @@ def stamp(path: Path) -> str:
         else:
             found.append(f"{info.st_size}:{info.st_mtime_ns}")
     return " ".join(found)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it; not-a-number becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return str(value)
 
 
 def _beside(path: Path, suffix: str) -> bytes | None:

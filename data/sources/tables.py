@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from ...errors import DataError
 from ..items import Item, Members, Notes, Unreadable, key_of, printable
-from .beside import picture, stamp
+from .beside import picture, plain, stamp
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 Row = dict[str, Any]
@@ -72,7 +71,7 @@ def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -
         mark: what changes with the row, if that is cheaper to tell than its content.
     """
     where, blob = _picture(row.get(columns.image or ""))
-    record = {column: _plain(value) for column, value in row.items() if column != columns.image}
+    record = {column: plain(value) for column, value in row.items() if column != columns.image}
     caption = record.pop(columns.caption or "", None)
     if isinstance(caption, list):  # the first is the text, and the record keeps them all
         record[columns.caption or ""] = caption
@@ -132,19 +131,6 @@ def _inside(where: str, root: Path) -> Path:
     if os.path.commonpath([home, path]) != home:
         raise Unreadable("outside the folder", f"{where} leads out of {root}; see --root")
     return Path(path)
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it; not-a-number becomes null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value)
 
 
 class Table:
