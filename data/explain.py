@@ -67,6 +67,7 @@ _ADVICE = {
     "AccessDenied": f"access denied. {_KEYS} Does the policy allow this bucket?",
     "403": f"access denied. {_KEYS} Does the policy allow this bucket?",
     "ExpiredToken": "the session token has expired. Get new credentials.",
+    "RequestTimeTooSkewed": "refused: this machine's clock is wrong. Set it.",
     "NoCredentialsError": f"no credentials found. {_KEYS}",
     "EndpointConnectionError": f"the server does not answer. {_ENDPOINT}",
     "ConnectTimeoutError": f"the server does not answer. {_ENDPOINT}",

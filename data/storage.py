@@ -29,6 +29,7 @@ from .urls import is_local as is_local
 from .urls import join as join
 from .urls import local_path as local_path
 from .urls import name as name
+from .urls import shown
 
 T = TypeVar("T")
 
@@ -198,8 +199,10 @@ def require_bucket(url: str) -> None:
     url = absolute(url)
     if url.startswith("s3://"):
         bucket = _strip(url).partition("/")[0]
-        with explained(f"s3://{bucket}"):
-            _fs(url).call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        _remote(
+            f"s3://{bucket}",
+            lambda fs: fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1),
+        )
 
 
 def make_bucket(url: str) -> None:
@@ -248,4 +251,4 @@ def _remote(url: str, call: Callable[[Any], T]) -> T:
 
     host = "/".join(url.split("/", 3)[:3])
     with explained(url):
-        return insist(once, what=url, host=host, policy=DEFAULT)
+        return insist(once, what=shown(url), host=host, policy=DEFAULT)
