@@ -162,11 +162,11 @@ class Wire:
         return connection
 
     def _context(self) -> ssl.SSLContext:
-        """Certificates of the system, of Python's bundle and of AWS_CA_BUNDLE."""
-        import certifi
+        """Certificates of the system, of botocore and of AWS_CA_BUNDLE."""
+        from botocore.httpsession import get_cert_path
 
         context = ssl.create_default_context()
-        for bundle in (certifi.where(), self._bundle()):
+        for bundle in (get_cert_path(True), self._bundle()):
             if bundle:
                 context.load_verify_locations(bundle)
         return context
