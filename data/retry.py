@@ -30,7 +30,7 @@ class Policy:
     deadline_s: float = 900.0
     """Seconds one range may take with all its attempts. A quarter of an hour outlasts most
     outages of a bucket; a run that would die is worth the wait."""
-    first_s: float = 30.0
+    first_s: float = 10.0
     """The same for a host that has not answered this process yet: its name may be wrong."""
     connect_s: float = 5.0
     """Seconds until a connection must stand."""
