@@ -104,7 +104,7 @@ def writing(url: str) -> Iterator[Any]:
         with explained(url), _writing_file(local_path(url)) as file:
             yield file
         return
-    upload = Upload(_strip(url), lambda call: _remote(url, call))
+    upload = Upload(_strip(url), lambda call: _remote(url, lambda: call(_fs(url))))
     try:
         yield upload
         upload.close()
