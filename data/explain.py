@@ -44,6 +44,13 @@ def passing(err: Exception) -> bool:
     return code in _PASSING or (not code and bool(kinds & _BROKEN))
 
 
+def is_missing(err: BaseException | None) -> bool:
+    """Whether an error says that an object, not its bucket, is not there."""
+    if err is None or _code(err) == "NoSuchBucket":
+        return False
+    return isinstance(err, FileNotFoundError) or _code(err) in ("NoSuchKey", "404")
+
+
 def _code(err: BaseException) -> str:
     """The S3 error code or the client's error name, looked for down the chain of causes."""
     seen: BaseException | None = err
@@ -67,6 +74,7 @@ _ADVICE = {
     "AccessDenied": f"access denied. {_KEYS} Does the policy allow this bucket?",
     "403": f"access denied. {_KEYS} Does the policy allow this bucket?",
     "ExpiredToken": "the session token has expired. Get new credentials.",
+    "RequestTimeTooSkewed": "refused: this machine's clock is wrong. Set it.",
     "NoCredentialsError": f"no credentials found. {_KEYS}",
     "EndpointConnectionError": f"the server does not answer. {_ENDPOINT}",
     "ConnectTimeoutError": f"the server does not answer. {_ENDPOINT}",

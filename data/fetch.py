@@ -17,6 +17,7 @@ from .urls import absolute, shown
 from .wire import Answer, Elsewhere, Refused, Wire, quoted
 
 _HOPS = 5
+_PIECE = 8 << 20
 
 
 def span(
@@ -59,12 +60,31 @@ def span(
 
 
 def whole(url: str, *, policy: Policy = DEFAULT) -> bytes:
-    """All bytes of an object.
+    """All bytes of an object, in pieces of 8 MiB if it is large.
 
     Raises:
         StorageError: missing, denied, or still failing at the deadline.
+        ReplacedError: it was overwritten between two pieces, three times.
     """
-    return _get(absolute(url), 0, None, None, policy, None).data
+    url = absolute(url)
+    if url.startswith("file://"):
+        with explained(url):
+            return _get(
+                url, 0, os.stat(url.removeprefix("file://")).st_size, None, policy, None
+            ).data
+    for last in (False, False, True):
+        first = _get(url, 0, _PIECE, None, policy, None)
+        parts = [first.data]
+        try:
+            for start in range(_PIECE, first.size, _PIECE):
+                end = min(start + _PIECE, first.size)
+                parts.append(span(url, start, end, etag=_etag(first), policy=policy))
+        except ReplacedError:
+            if last:
+                raise
+        else:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def look(url: str, *, policy: Policy = DEFAULT) -> tuple[int, str]:
@@ -80,12 +100,12 @@ def look(url: str, *, policy: Policy = DEFAULT) -> tuple[int, str]:
 def _get(
     url: str,
     start: int,
-    end: int | None,
+    end: int,
     etag: str | None,
     policy: Policy,
     stop: threading.Event | None,
 ) -> Answer:
-    """The bytes that there are of a range, or of the whole object if `end` is None."""
+    """The bytes that there are of a range."""
     with explained(url):
         if url.startswith("file://"):
             answer = _read_file(url, start, end)
@@ -96,13 +116,12 @@ def _get(
     return answer
 
 
-def _read_file(url: str, start: int, end: int | None) -> Answer:
+def _read_file(url: str, start: int, end: int) -> Answer:
     number = os.open(url.removeprefix("file://"), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        wanted = (os.fstat(number).st_size if end is None else end) - start
-        parts = [os.pread(number, wanted, start)]
-        while parts[-1] and (come := sum(map(len, parts))) < wanted:  # above 2 GiB, or a slow disk
-            parts.append(os.pread(number, wanted - come, start + come))
+        parts = [os.pread(number, end - start, start)]
+        while parts[-1] and (come := sum(map(len, parts))) < end - start:  # above 2 GiB, say
+            parts.append(os.pread(number, end - start - come, start + come))
         state = os.fstat(number)  # after the bytes: a file that is being written gives itself away
     finally:
         os.close(number)
@@ -113,7 +132,7 @@ def _read_file(url: str, start: int, end: int | None) -> Answer:
 def _ask(
     url: str,
     start: int,
-    end: int | None,
+    end: int,
     etag: str | None,
     policy: Policy,
     stop: threading.Event | None,
@@ -121,16 +140,15 @@ def _ask(
     here = clients()
     get = here.s3 if url.startswith("s3://") else here.https
     host = "/".join(url.split("/", 3)[:3])
-    size = (end or start) - start
 
     def attempt(call: Call) -> Answer:
         counters.add(requests=1)
         return get(url, start, end, etag, call, policy)
 
     def once(deadline: float) -> Answer:
-        return race(attempt, host=host, size=size, end=deadline, policy=policy)
+        return race(attempt, host=host, size=end - start, end=deadline, policy=policy)
 
-    what = f"{shown(url)} [{start}, {'end' if end is None else end})"
+    what = f"{shown(url)} [{start}, {end})"
     return insist(once, what=what, host=host, policy=policy, stop=stop)
 
 
@@ -142,7 +160,7 @@ class Clients:
         self.wire = Wire(self.signer.bundle)
 
     def s3(
-        self, url: str, start: int, end: int | None, etag: str | None, call: Call, policy: Policy
+        self, url: str, start: int, end: int, etag: str | None, call: Call, policy: Policy
     ) -> Answer:
         """One attempt at a range of an s3:// object."""
         bucket, _, key = url.removeprefix("s3://").partition("/")
@@ -166,7 +184,7 @@ class Clients:
         raise Passing("too many redirects")
 
     def https(
-        self, url: str, start: int, end: int | None, etag: str | None, call: Call, policy: Policy
+        self, url: str, start: int, end: int, etag: str | None, call: Call, policy: Policy
     ) -> Answer:
         """One attempt at a range of an https:// object, wherever it redirects to."""
         place = quoted(url)
@@ -219,8 +237,8 @@ def forget() -> None:
 os.register_at_fork(after_in_child=forget)
 
 
-def _range(start: int, end: int | None) -> str:
-    return f"bytes={start}-{'' if end is None else end - 1}"
+def _range(start: int, end: int) -> str:
+    return f"bytes={start}-{end - 1}"
 
 
 def _bare(etag: str) -> str:

@@ -30,7 +30,7 @@ class Policy:
     deadline_s: float = 900.0
     """Seconds one range may take with all its attempts. A quarter of an hour outlasts most
     outages of a bucket; a run that would die is worth the wait."""
-    first_s: float = 30.0
+    first_s: float = 10.0
     """The same for a host that has not answered this process yet: its name may be wrong."""
     connect_s: float = 5.0
     """Seconds until a connection must stand."""
@@ -90,12 +90,15 @@ class Passing(Exception):
     Args:
         said: what happened.
         after_s: seconds that the server asked to wait.
-        answered: whether the host is there at all.
+        answered: whether the host is there: it let us connect.
+        late: whether the deadline has ended the attempt; the fault before it tells more.
     """
 
-    def __init__(self, said: str, *, after_s: float = 0.0, answered: bool = True) -> None:
+    def __init__(
+        self, said: str, *, after_s: float = 0.0, answered: bool = True, late: bool = False
+    ) -> None:
         super().__init__(said)
-        self.after_s, self.answered = after_s, answered
+        self.after_s, self.answered, self.late = after_s, answered, late
 
 
 class Memory:
@@ -175,7 +178,7 @@ class _Race:
             if self.won is not None:
                 return self.won
             if time.monotonic() >= self.end:
-                raise Passing("no whole answer by the deadline") from err
+                raise Passing("no whole answer by the deadline", late=True) from err
             raise
         finally:
             watch.leave(self)
@@ -278,12 +281,13 @@ def insist(
     """
     began = time.monotonic()
     attempts = 0
+    fault = Passing("nothing")
     while True:
         attempts += 1
         try:
             done = call(began + policy.deadline_s)
         except Passing as err:
-            fault = err
+            fault = fault if err.late and attempts > 1 else err
         else:
             memory.answered.add(host)
             return done

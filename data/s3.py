@@ -64,6 +64,12 @@ class Signer:
         S3SigV4Auth(keys, form.service, form.region).add_auth(request)
         return {name: str(value) for name, value in request.headers.items()}
 
+    def list_one(self, bucket: str) -> None:
+        """Asks a bucket for one name; raises what botocore raises if it cannot be used."""
+        with self._lock:
+            client = self._client(None)
+        client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+
     def bundle(self) -> str | None:
         """The file of certificates that AWS_CA_BUNDLE or the profile names."""
         return self._session.get_config_variable("ca_bundle")
@@ -78,16 +84,18 @@ class Signer:
     def _credentials(self) -> Any:
         return self._session.get_credentials()
 
-    def _ask(self, bucket: str, region: str | None) -> Form:
+    def _client(self, region: str | None) -> Any:
         from botocore.config import Config
 
         if region not in self._clients:
-            config = Config(signature_version="s3v4")
+            config = Config(signature_version="s3v4", connect_timeout=5, read_timeout=15)
             client = self._session.create_client("s3", region_name=region, config=config)
             self._clients[region] = client
-        url = self._clients[region].generate_presigned_url(
-            "get_object", Params={"Bucket": bucket, "Key": "k"}
-        )
+        return self._clients[region]
+
+    def _ask(self, bucket: str, region: str | None) -> Form:
+        client = self._client(region)
+        url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
         parts = urlsplit(url)
         scope = parse_qs(parts.query)["X-Amz-Credential"][0].split("/")
         base = f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('k')}"

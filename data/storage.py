@@ -20,7 +20,7 @@ import fsspec
 from ..errors import StorageError
 from . import fetch
 from .explain import explained as explained
-from .explain import passing, sentence
+from .explain import is_missing, passing, sentence
 from .reader import Reader
 from .retry import DEFAULT, Passing, insist, memory
 from .upload import Upload
@@ -29,6 +29,7 @@ from .urls import is_local as is_local
 from .urls import join as join
 from .urls import local_path as local_path
 from .urls import name as name
+from .urls import shown
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ def expand(urls: str | list[str]) -> list[str]:
 
 def _glob(url: str) -> list[str]:
     scheme = url.partition("://")[0]
-    names = sorted(map(str, _remote(url, lambda fs: fs.glob(_strip(url)))))
+    names = sorted(map(str, _remote(url, lambda: _fs(url).glob(_strip(url)))))
     if not names:
         raise StorageError(f"{url} matches nothing. Check the bucket and the pattern.")
     return [f"{scheme}://{path}" for path in names]
@@ -86,7 +87,7 @@ def write(url: str, data: bytes) -> None:
         with explained(url):
             _write_file(local_path(url), data)
     else:
-        _remote(url, lambda fs: fs.pipe_file(_strip(url), data))
+        _remote(url, lambda: _fs(url).pipe_file(_strip(url), data))
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def writing(url: str) -> Iterator[Any]:
         with explained(url), _writing_file(local_path(url)) as file:
             yield file
         return
-    upload = Upload(_strip(url), lambda call: _remote(url, call))
+    upload = Upload(_strip(url), lambda call: _remote(url, lambda: call(_fs(url))))
     try:
         yield upload
         upload.close()
@@ -148,30 +149,24 @@ def exists(url: str) -> bool:
         with explained(url):
             return local_path(url).is_file()
     try:
-        if url.startswith("https://"):
-            fetch.look(url)
-            return True
-        return _remote(url, lambda fs: fs.info(_strip(url)))["type"] == "file"
+        fetch.look(url)
     except StorageError as err:
-        if isinstance(err.__cause__, FileNotFoundError):
+        if is_missing(err.__cause__):
             return False
         raise
+    return True
 
 
 def stat(url: str) -> tuple[int, str]:
     """(size in bytes, etag) of an object; a file's etag is its size and modification time."""
-    url = absolute(url)
-    if not url.startswith("s3://"):
-        return fetch.look(url)
-    info = _remote(url, lambda fs: fs.info(_strip(url)))
-    return int(info["size"]), str(info["ETag"])
+    return fetch.look(url)
 
 
 def children(url: str) -> list[str]:
     """Names directly below a URL, sorted; none where nothing is there."""
     url = absolute(url)
     try:
-        paths = _remote(url, lambda fs: fs.ls(_strip(url), detail=False))
+        paths = _remote(url, lambda: _fs(url).ls(_strip(url), detail=False))
     except StorageError as err:
         if isinstance(err.__cause__, FileNotFoundError):
             return []
@@ -183,7 +178,7 @@ def delete(url: str) -> None:
     """Removes an object or everything below a URL."""
     url = absolute(url)
     try:
-        _remote(url, lambda fs: fs.rm(_strip(url), recursive=True))
+        _remote(url, lambda: _fs(url).rm(_strip(url), recursive=True))
     except StorageError as err:
         if not isinstance(err.__cause__, FileNotFoundError):
             raise
@@ -198,8 +193,8 @@ def require_bucket(url: str) -> None:
     url = absolute(url)
     if url.startswith("s3://"):
         bucket = _strip(url).partition("/")[0]
-        with explained(f"s3://{bucket}"):
-            _fs(url).call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        signer = fetch.clients().signer
+        _remote(f"s3://{bucket}", lambda: signer.list_one(bucket))
 
 
 def make_bucket(url: str) -> None:
@@ -235,12 +230,12 @@ def _filesystem(scheme: str) -> Any:
     return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
 
 
-def _remote(url: str, call: Callable[[Any], T]) -> T:
+def _remote(url: str, call: Callable[[], T]) -> T:
     """What a filesystem says, asked again while its fault passes."""
 
     def once(deadline: float) -> T:
         try:
-            return call(_fs(url))
+            return call()
         except Exception as err:
             if passing(err) and host in memory.answered:
                 raise Passing(sentence(url, err)) from err
@@ -248,4 +243,4 @@ def _remote(url: str, call: Callable[[Any], T]) -> T:
 
     host = "/".join(url.split("/", 3)[:3])
     with explained(url):
-        return insist(once, what=url, host=host, policy=DEFAULT)
+        return insist(once, what=shown(url), host=host, policy=DEFAULT)

@@ -74,14 +74,14 @@ class Wire:
         self,
         url: str,
         start: int,
-        end: int | None,
+        end: int,
         *,
         name: str,
         headers: Mapping[str, str],
         call: Call,
         policy: Policy,
     ) -> Answer:
-        """The bytes [start, end) of an http(s) URL, fewer if it is shorter; all if `end` is None.
+        """The bytes [start, end) of an http(s) URL, fewer if it is shorter.
 
         Args:
             url: already quoted.
@@ -123,7 +123,7 @@ class Wire:
             raise
         except (OSError, http.client.HTTPException, ValueError) as err:
             said = str(err) or type(err).__name__
-            raise Passing(f"{place}: {said}", answered=False) from err
+            raise Passing(f"{place}: {said}") from err
         finally:
             self._keep(place, connection, response)
 
@@ -135,10 +135,16 @@ class Wire:
             if connection is None:
                 break
             if connection.sock and not _readable(connection.sock.fileno()):
+                if connection.sock.gettimeout() != policy.silence_s:
+                    connection.sock.settimeout(policy.silence_s)
                 return connection
             connection.close()  # the server has closed its end
         connection = self._new(place, proxy, policy.connect_s)
-        connection.connect()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
         if connection.sock:
             connection.sock.settimeout(policy.silence_s)
         return connection
@@ -156,11 +162,11 @@ class Wire:
         return connection
 
     def _context(self) -> ssl.SSLContext:
-        """Certificates of the system, of Python's bundle and of AWS_CA_BUNDLE."""
-        import certifi
+        """Certificates of the system, of botocore and of AWS_CA_BUNDLE."""
+        from botocore.httpsession import get_cert_path
 
         context = ssl.create_default_context()
-        for bundle in (certifi.where(), self._bundle()):
+        for bundle in (get_cert_path(True), self._bundle()):
             if bundle:
                 context.load_verify_locations(bundle)
         return context
@@ -210,9 +216,7 @@ def _readable(number: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _read(
-    url: str, response: http.client.HTTPResponse, start: int, end: int | None, name: str
-) -> Answer:
+def _read(url: str, response: http.client.HTTPResponse, start: int, end: int, name: str) -> Answer:
     if response.status == 206:
         data, size = _part(response, start, end)
     elif response.status == 200:
@@ -230,14 +234,14 @@ def _read(
     )
 
 
-def _part(response: http.client.HTTPResponse, start: int, end: int | None) -> tuple[bytes, int]:
+def _part(response: http.client.HTTPResponse, start: int, end: int) -> tuple[bytes, int]:
     said = response.getheader("Content-Range", "")
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
     if not match:
         raise Passing(f"no usable Content-Range: {said!r}")
     first, last = int(match[1]), int(match[2]) + 1
     size = last if match[3] == "*" else int(match[3])
-    if (first, last) != (start, size if end is None else min(end, size)):
+    if (first, last) != (start, min(end, size)):
         raise Passing(f"another range came: {said}")
     if response.length not in (None, last - first):
         raise Passing(f"{response.length} bytes are promised for {said}")
@@ -245,7 +249,7 @@ def _part(response: http.client.HTTPResponse, start: int, end: int | None) -> tu
 
 
 def _whole(
-    response: http.client.HTTPResponse, start: int, end: int | None, name: str
+    response: http.client.HTTPResponse, start: int, end: int, name: str
 ) -> tuple[bytes, int]:
     """The range out of a whole object: its server does not know ranges."""
     size = response.length
@@ -257,7 +261,7 @@ def _whole(
     if size is None:
         data = response.read()
         return data[start:end], len(data)
-    skip, last = min(start, size), size if end is None else min(end, size)
+    skip, last = min(start, size), min(end, size)
     for place in range(0, skip, 1 << 20):
         _exactly(response, min(skip - place, 1 << 20))
     return _exactly(response, max(0, last - skip)), size

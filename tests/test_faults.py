@@ -9,8 +9,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from faults import KINDS, FaultProxy, proxied
 
 from diptych.data import fetch, retry, storage
@@ -26,6 +29,8 @@ QUICK = Policy(
     hedge_after_s=0.2,
     hedge_cold_s=0.3,
 )
+ALONE = Policy(hedge=False)
+"""For tests that count requests."""
 SOURCE = random.Random(3).randbytes(200_001)
 
 
@@ -84,22 +89,17 @@ def test_an_outage_is_waited_for(proxy: FaultProxy, source: str, kind: str) -> N
     )
 
 
-@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("kind", ["slowdown", "error", "busy", "reset", "short"])
 def test_what_does_not_pass_is_an_error_at_the_deadline(
-    proxy: FaultProxy, source: str, kind: str
+    proxy: FaultProxy, source: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.faults(kind, share=1.0)
-    policy = Policy(deadline_s=1.5, silence_s=0.2, pause_s=0.01, longest_pause_s=0.1)
+    pauses = iter([0.01, 0.02, 99.0])  # the last one would pass the deadline
+    monkeypatch.setattr(retry, "_jitter", SimpleNamespace(uniform=lambda low, high: next(pauses)))
     with pytest.raises(StorageError) as caught:
-        fetch.span(source, 5, 5000, policy=policy)
-    assert f"{source} [5, 5000): given up after" in str(caught.value)
-    assert "attempts" in str(caught.value)
-    cause = {
-        "slowdown": "503 SlowDown",
-        "error": "500 InternalError",
-        "busy": "429",
-        "short": "2497",
-    }
+        fetch.span(source, 5, 5000, policy=Policy(deadline_s=60.0, hedge=False))
+    assert f"{source} [5, 5000): given up after 3 attempts in" in str(caught.value)
+    cause = {"slowdown": "503 SlowDown", "error": "500 InternalError", "short": "2497 of 4995"}
     assert cause.get(kind, "") in str(caught.value)
 
 
@@ -125,7 +125,8 @@ def test_without_hedging_silence_ends_a_hang(proxy: FaultProxy, source: str) -> 
     policy = Policy(silence_s=0.3, hedge=False)
     assert fetch.span(source, 0, 1000, policy=policy) == SOURCE[:1000]
     after = counters.now()
-    assert (after["hedges"] - before["hedges"], after["retries"] - before["retries"]) == (0, 1)
+    assert after["hedges"] == before["hedges"]
+    assert after["retries"] > before["retries"]
 
 
 def test_second_requests_are_few(proxy: FaultProxy, source: str) -> None:
@@ -220,7 +221,7 @@ def test_a_clear_no_is_not_asked_again(
     ):
         proxy.faults("")
         with pytest.raises(StorageError, match=said) as caught:
-            fetch.span(url, 0, 10)
+            fetch.span(url, 0, 10, policy=ALONE)
         assert str(caught.value).startswith(url)
         assert proxy.seen == {"GET": 1}
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-5512")
@@ -280,13 +281,66 @@ os._exit(0)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
+def test_an_object_of_several_pieces(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{bucket}/faults/pieces"
+    monkeypatch.setattr(fetch, "_PIECE", 7)
+    for content in (b"", b"0123456", b"01234567", b"0123456789" * 5):
+        storage.write(url, content)
+        assert storage.read(url) == content
+        assert storage.read(url, 3) == content[3:]
+    get, versions = fetch._get, [b"a" * 20, b"b" * 30]
+
+    def replaced(url: str, start: int, *rest: Any) -> Any:
+        if start and versions:
+            storage.write(url, versions.pop())
+        return get(url, start, *rest)
+
+    monkeypatch.setattr(fetch, "_get", replaced)
+    assert storage.read(url) == b"a" * 20, "of one version, whichever it is"
+
+
+def test_the_rare_calls_insist_once_a_server_has_answered(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [ConnectionResetError("gone"), TimeoutError("slow"), OSError(5, "no")]
+    faults[2].__cause__ = ClientError({"Error": {"Code": "SlowDown"}}, "PutObject")
+
+    class Flaky:
+        def __init__(self, faults: list[OSError]) -> None:
+            self.faults = faults
+
+        def pipe_file(self, path: str, data: bytes) -> None:
+            if self.faults:
+                raise self.faults.pop()
+
+        def ls(self, path: str, detail: bool) -> list[str]:
+            self.pipe_file(path, b"")
+            return ["b/x"]
+
+    storage.forget_filesystems()
+    flaky = Flaky([*faults])
+    monkeypatch.setattr(storage, "_fs", lambda url: flaky)
+    with pytest.raises(StorageError, match="s3://b/x: OSError"):
+        storage.write("s3://b/x", b"")  # it may never answer
+    flaky.faults.clear()
+    storage.write("s3://b/x", b"")
+    flaky.faults += faults
+    storage.write("s3://b/x", b"")
+    flaky.faults += faults
+    assert storage.children("s3://b") == ["x"]
+    assert not flaky.faults
+    flaky.faults += [*faults, PermissionError("no")]
+    with pytest.raises(StorageError, match="permission denied"):
+        storage.write("s3://b/x", b"")
+    storage.forget_filesystems()
+
+
 def test_counters_count(source: str, tmp_path: Path) -> None:
     storage.write(str(tmp_path / "x"), SOURCE)
     for url in (source, str(tmp_path / "x")):
         before = counters.now()
-        fetch.span(url, 0, 1000)
-        fetch.span(url, 500, 501)
-        fetch.span(url, 7, 7)
+        for start, end in ((0, 1000), (500, 501), (7, 7)):
+            fetch.span(url, start, end, policy=ALONE)
         after = counters.now()
         assert {name: after[name] - before[name] for name in after} == {
             "requests": 2,

@@ -168,6 +168,8 @@ def test_known_extensions_are_not_unpickled_either(
         np.save(buffer, np.array([Bomb(canary)], dtype=object), allow_pickle=True)
         blob = buffer.getvalue()
     poisoned = [(key, {**members, extension: blob}) for key, members in samples(2)]
+    if extension in ("jpg", "webp"):  # the only image, so that it is looked at
+        poisoned = [(key, {e: b for e, b in m.items() if e != "png"}) for key, m in poisoned]
     manifest = dataset([poisoned])
     try:
         everywhere(manifest, text)
