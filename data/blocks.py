@@ -5,6 +5,7 @@ the window. A few rows are fetched alone: those of the first steps, so that trai
 window is here, and a rare bucket's leftovers, whose window is long gone.
 """
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,10 +37,17 @@ class Blocks:
         plan: what will be asked for.
         pool: threads that fetch.
         limit: bytes of blocks to hold or to be fetching; what the next step needs comes always.
+        stop: set by another thread to end the waiting for a server that fails.
     """
 
-    def __init__(self, plan: Plan, pool: ThreadPoolExecutor, limit: int = 256 << 20) -> None:
-        self.plan, self.pool, self.limit = plan, pool, limit
+    def __init__(
+        self,
+        plan: Plan,
+        pool: ThreadPoolExecutor,
+        limit: int = 256 << 20,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.plan, self.pool, self.limit, self.stop = plan, pool, limit, stop
         self.lines = [LineCache(source.manifest) for source in plan.sources]
         self._blocks: dict[Place, Future[tuple[int, memoryview]]] = {}
         self._alone: dict[Ref, Future[tuple[int, memoryview]]] = {}
@@ -137,7 +145,7 @@ class Blocks:
         url = self._url(source, shard)
         etag = self.plan.sources[source].manifest.shards[shard].etag
         same = None if storage.is_local(url) and not strict else etag
-        return memoryview(fetch.span(url, first, last, etag=same))
+        return memoryview(fetch.span(url, first, last, etag=same, stop=self.stop))
 
     def _url(self, source: int, shard: int) -> str:
         return self.plan.sources[source].manifest.shards[shard].url

@@ -76,7 +76,7 @@ class Walk(Generic[T]):
     def _results(self, over: threading.Event) -> Iterator[tuple[int, T]]:
         pool = ThreadPoolExecutor(self.connections, thread_name_prefix="diptych-fetch")
         try:
-            blocks = Blocks(self.plan, pool, self.memory)
+            blocks = Blocks(self.plan, pool, self.memory, over)
             planned: deque[tuple[int, list[Ref]]] = deque()
             begun: deque[tuple[int, list[Ref], Callable[[], T]]] = deque()
             step = self.start
