@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .cluster.verbs import data_precompute
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+data_app.command("precompute")(data_precompute)
 app.add_typer(data_app, name="data")
 console = Console(stderr=False)
 
@@ -353,7 +355,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], prog_name="diptych")
-    except Stopped:
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, end="\n" if str(stopped) else "")
         sys.exit(130)
     except DiptychError as err:
         if debug:

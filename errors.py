@@ -6,7 +6,8 @@ DiptychError
 │   ├── ShardError     one shard or one sample of it, named
 │   │   └── CrcError   other bytes than were indexed: reading them once more may help
 │   ├── StaleIndexError  the index is missing, stale or does not fit the shards
-│   └── ReplacedError  an object is not the one that was indexed: it was overwritten since
+│   ├── ReplacedError  an object is not the one that was indexed: it was overwritten since
+│   └── StaleCacheError  encoder outputs of another encoder, crop or dataset, or not all of them
 ├── StorageError       a bucket or a disk said no: missing, denied, full, unreachable
 ├── RunError           a run directory that is not one, is busy, or belongs to another recipe
 ├── CheckpointError    a checkpoint that is incomplete, changed or of another model
@@ -45,6 +46,10 @@ class StaleIndexError(DataError):
 
 class ReplacedError(DataError):
     """An object is not the one that was indexed: its etag has changed."""
+
+
+class StaleCacheError(DataError):
+    """A cache of encoder outputs is of another encoder, crop or dataset, or is not finished."""
 
 
 class StorageError(DiptychError):

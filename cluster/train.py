@@ -1,13 +1,8 @@
 """`train`: a recipe on a shape, begun or continued, from the first check to the last checkpoint."""
 
 import platform
-import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import psutil
@@ -21,6 +16,7 @@ from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from .launch import cluster, drive
 from .shapes import Shape
+from .signals import asked_to_stop
 from .track import STOP, Tracker
 from .worker import open_plan, settled
 
@@ -85,7 +81,7 @@ def train(
 
 def run_on(run: Run, shape: Shape, place: RunDir, data: str, *, console: Console) -> RunDir:
     """Like `train`, on a Ray cluster that this process has joined, after `prepare`."""
-    with Tracker(run, place, console, shape.workers) as tracker, _signals() as asked:
+    with Tracker(run, place, console, shape.workers) as tracker, asked_to_stop() as asked:
         try:
             drive(
                 run,
@@ -137,21 +133,3 @@ def busy(status: dict[str, Any]) -> bool:
     if status["host"] == socket.gethostname():
         return psutil.pid_exists(status["pid"])
     return time.time() - status["beat"] < _SILENT_S
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM sets the event; the second ends at once."""
-    asked = threading.Event()
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -127,6 +127,11 @@ def build(
     return manifest
 
 
+def add(url: str, out: str) -> Shard:
+    """Indexes one shard ahead of `build`, which then need not read it."""
+    return _index(storage.absolute(url), storage.absolute(out))
+
+
 def beside(url: str) -> str:
     """Where the index of a shard or a folder of shards lies by default."""
     folder = _parent(url) if url.endswith(".tar") else url

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAIRS = ["errors", "config", "data", "pretrain", "finetune", "cluster", "__main__"]
-METHODS = ["pretrain/models", "pretrain/objectives", "finetune/heads", "finetune/export"]
+METHODS = ["pretrain/encoders", "pretrain/models", "pretrain/objectives"]
+METHODS += ["finetune/heads", "finetune/export"]
 FORBIDDEN = {
     *("torch.load", "pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system"),
     "torch.export.load",

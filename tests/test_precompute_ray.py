@@ -1,0 +1,121 @@
+"""A cache made by Ray actors: the bytes of one actor, through the death of an actor and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from diptych.cluster.precompute import Job, Mapper, job, run_on
+from diptych.cluster.shapes import Shape
+from diptych.config import plain
+from diptych.data import index, storage
+from diptych.data.cache import open_cache
+from diptych.data.precompute import Done, begin, seal
+from diptych.errors import ClusterError, RecipeError
+from diptych.pretrain.encoders import Grid
+
+pytestmark = pytest.mark.cluster
+GRID = Grid(backbone="test_resnet")
+SPEC = GRID.spec(sizes=[(32, 32)])
+TARS = [f"{number:05d}.tar" for number in range(6)]
+
+
+def begun(easy: str, out: str, encoder: Grid = GRID) -> Job:
+    source = index.open_manifest(easy)
+    return job(source, encoder, SPEC, begin(source, SPEC, out), batch=16)
+
+
+def test_two_actors_write_the_bytes_of_one_though_one_is_killed(
+    ray_here: None, easy: str, bucket: str
+) -> None:
+    source = index.open_manifest(easy)
+    killed: list[int] = []
+
+    def told(done: Done) -> None:
+        if not killed:
+            actors = [p for p in psutil.Process().children(recursive=True) if is_mapper(p)]
+            killed.append(actors[0].pid)
+            actors[0].kill()
+
+    one = run_on(begun(easy, f"{bucket}/caches/one"), Shape(workers=1), told=lambda done: None)
+    two = run_on(begun(easy, f"{bucket}/caches/two"), Shape(workers=2), told=told)
+    assert killed
+    assert sorted(done.shard for done in one) == sorted(done.shard for done in two) == TARS
+    for name in TARS:
+        assert storage.read(f"{bucket}/caches/one/{name}") == storage.read(
+            f"{bucket}/caches/two/{name}"
+        )
+    seal(source, SPEC, f"{bucket}/caches/two")
+    cache = open_cache(f"{bucket}/caches/two", source, **plain(SPEC))
+    records = [entry.record for entry in index.entries(source, source.shards[5])]
+    assert cache.of("00005.tar", records[-1])["regions"].ndim == 2
+
+
+def is_mapper(process: psutil.Process) -> bool:
+    try:
+        return "Mapper" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_fault_of_the_encoder_reaches_the_driver(ray_here: None, easy: str, bucket: str) -> None:
+    wrong = Grid(backbone="no_such_net")
+    with pytest.raises(RecipeError, match="no backbone 'no_such_net'"):
+        run_on(begun(easy, f"{bucket}/caches/bad", wrong), Shape(workers=1), told=lambda done: None)
+    assert not [name for name in storage.children(f"{bucket}/caches/bad") if "tar" in name]
+
+
+def test_a_shard_that_kills_its_actors_is_blamed(
+    ray_here: None, easy: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Mapper, number: int) -> Done:
+        os._exit(1)
+
+    monkeypatch.setattr(Mapper, "shard", die)
+    monkeypatch.setattr("diptych.cluster.precompute._TRIES", 2)
+    with pytest.raises(ClusterError, match=r"died 2 times while it encoded .*tar\. Lower --batch"):
+        run_on(begun(easy, f"{bucket}/caches/dead"), Shape(workers=1), told=lambda done: None)
+
+
+def diptych(*words: str) -> list[str]:
+    return [sys.executable, "-m", "diptych", "data", "precompute", *words]
+
+
+def test_ctrl_c_and_on_again(easy: str, bucket: str, tmp_path: Path) -> None:
+    """SIGINT to the whole foreground group, as a terminal sends it; one process goes on alone."""
+    out = f"{bucket}/caches/cli"
+    words = diptych(easy, "--encoder", "grid", "--set", "backbone=test_resnet", "--out", out)
+    words += ["--size", "96", "--batch", "8", "--json"]
+    process = subprocess.Popen(
+        [*words, "--workers", "2"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 240
+    while not [name for name in storage.children(out) if name.endswith(".tar")]:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert b"goes on from here" in said
+    assert b"Traceback" not in said
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+    kept = sum(name.endswith(".tar") for name in storage.children(out))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["samples"], facts["shards"], facts["unreadable"]) == (600, 6, 0)
+    assert facts["encoded now"] <= 6 - kept
+    source = index.open_manifest(easy)
+    assert open_cache(out, source, encoder="grid", sizes=((96, 96),)).manifest.samples == 600
