@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import field_validator
 
 from ..config import Record as Settings
 from ..config import digest, parse, plain
 from ..errors import RecipeError, ShardError, StaleCacheError
 from . import storage
+from .buckets import Buckets
 from .decode import array, is_image
 from .index import Lines, Manifest, open_lines, open_manifest
 from .records import Member, Record
@@ -47,6 +49,13 @@ class Spec(Settings):
     """Whether JPEGs are decoded in full; None without images."""
     text: str | None = None
     """`txt`, or the name of a field of the JSON record; None without texts."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _sound(
+        cls, sizes: tuple[tuple[int, int], ...] | None
+    ) -> tuple[tuple[int, int], ...] | None:
+        return sizes if sizes is None else Buckets(sizes=sizes).sizes
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,9 @@ class Cache:
         if not spans:
             return Held(self, shard, 0, b"", {})
         start, end = min(first for first, _ in spans), max(last for _, last in spans)
-        return Held(self, shard, start, storage.read(self._shards[shard].url, start, end), found)
+        tar = self._shards[shard]
+        etag = None if storage.is_local(tar.url) else tar.etag  # copying a file changes its own
+        return Held(self, shard, start, storage.read(tar.url, start, end, etag=etag), found)
 
     def _of_shard(self, shard: str) -> "Places":
         if shard not in self._shards:

@@ -8,14 +8,11 @@ known without encoding anything and a changed one is made again. `cache` reads w
 import hashlib
 import io
 import json
-import math
 import re
 import shutil
 import tarfile
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..config import plain
-from ..errors import CrcError, DataError, ShardError
+from ..errors import DataError, ShardError
 from . import index, storage
-from .buckets import Buckets
 from .cache import (
     NOTE,
     ROW,
@@ -35,18 +31,13 @@ from .cache import (
     content,
     read_note,
     require_same,
-    used,
     write_note,
 )
-from .decode import sample
-from .index import Entry, Lines, Manifest
-from .records import Record
-from .transforms import Frame, frame
+from .index import Lines, Manifest, Shard
+from .rows import Row, decoded
 
 HEAD = "__diptych__/shard.json"
 _HEAD_BYTES = 2048
-_BATCH_BYTES = 64 << 20
-"""A batch of samples that lies further apart in its shard is cut, so that memory is bounded."""
 _FAULTS = 0.1
 """Share of a shard's samples that may be unreadable; more means that the shard itself is wrong."""
 
@@ -77,15 +68,6 @@ class Done:
     """What was wrong with the first few of them."""
     fresh: bool
     """Encoded now; otherwise it was finished before."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    key: str
-    content: str
-    image_CHW: np.ndarray | None = None
-    text: str | None = None
-    fault: str = ""
 
 
 def precompute(
@@ -167,7 +149,7 @@ def shard(
     if fresh:
         with tempfile.TemporaryDirectory(prefix="diptych-cache-") as home:
             path = Path(home) / "shard.tar"
-            faults = _write(path, origin.url, lines, encoder, spec, batch)
+            faults = _write(path, origin, lines, encoder, spec, batch)
             head = {"content": whole, "faults": len(faults), "first": _few(faults)}
             _fill(path, head)
             with open(path, "rb") as read, storage.writing(url) as written:
@@ -194,26 +176,21 @@ def _require_encoder(encoder: Encoder, spec: Spec) -> None:
 
 
 def _write(
-    path: Path, url: str, lines: Lines, encoder: Encoder, spec: Spec, batch: int
+    path: Path, origin: Shard, lines: Lines, encoder: Encoder, spec: Spec, batch: int
 ) -> list[str]:
     """Writes the tar and returns what was wrong with samples that could not be decoded."""
     faults: list[str] = []
     most = max(1, int(_FAULTS * len(lines)))
-    with (
-        ThreadPoolExecutor(2) as pool,
-        tarfile.open(path, mode="w", format=tarfile.GNU_FORMAT) as archive,
-    ):
+    with tarfile.open(path, mode="w", format=tarfile.GNU_FORMAT) as archive:
         _add(archive, HEAD, b" " * _HEAD_BYTES)
-        parts = _batches(lines, batch)
-        for rows in _ahead(pool, lambda part: _read(url, part, spec), parts):
+        for rows in decoded(origin, lines, spec, batch):
             faults += [row.fault for row in rows if row.fault]
             if len(faults) > most:
-                pool.shutdown(cancel_futures=True)
                 raise ShardError(
-                    f"{url}: {len(faults)} samples or more of {len(lines)} cannot be encoded. "
-                    f"The first: {faults[0]} Index the shard again, or mend it."
+                    f"{origin.url}: {len(faults)} samples or more of {len(lines)} cannot be "
+                    f"encoded. The first: {faults[0]} Index the shard again, or mend it."
                 )
-            _add_rows(archive, rows, encoder, spec, url)
+            _add_rows(archive, rows, encoder, spec, origin.url)
     return faults
 
 
@@ -229,97 +206,8 @@ def _few(faults: Sequence[str]) -> list[str]:
     return [fault[:100].encode("ascii", "replace").decode() for fault in faults[:3]]
 
 
-def _batches(lines: Lines, batch: int) -> Iterator[list[Entry]]:
-    """Neighbours that are read and encoded together: a pure function of the index."""
-    part: list[Entry] = []
-    for position in range(len(lines)):
-        entry = lines.entry(position)
-        start = min(one.record.span()[0] for one in [*part[:1], entry])
-        if part and (len(part) == batch or entry.record.span()[1] - start > _BATCH_BYTES):
-            yield part
-            part = []
-        part.append(entry)
-    if part:
-        yield part
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    work: Callable[[list[Entry]], list[_Row]],
-    parts: Iterable[list[Entry]],
-) -> Iterator[list[_Row]]:
-    """Results in order; at most two parts wait, or are worked on, while a third is used."""
-    waiting: deque[Future[list[_Row]]] = deque()
-    for part in parts:
-        waiting.append(pool.submit(work, part))
-        if len(waiting) == 2:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _read(url: str, part: Sequence[Entry], spec: Spec) -> list[_Row]:
-    """The rows of neighbouring samples, decoded, from one ranged read."""
-    spans = [entry.record.span() for entry in part]
-    start, end = min(first for first, _ in spans), max(last for _, last in spans)
-    data = storage.read(url, start, end)
-    return [_row(url, entry, data, start, spec) for entry in part]
-
-
-def _row(url: str, entry: Entry, data: bytes, start: int, spec: Spec) -> _Row:
-    record = entry.record
-    made = content(spec, record)
-    try:
-        found = _decoded(url, entry, data, start, spec)
-        image_CHW = _pixels(found, entry, spec) if spec.sizes else None
-        text = _text(found, spec) if spec.text else None
-    except (ShardError, ValueError) as err:
-        return _Row(record.key, made, fault=str(err).removeprefix(f"{url}: "))
-    return _Row(record.key, made, image_CHW, text)
-
-
-def _decoded(url: str, entry: Entry, data: bytes, start: int, spec: Spec) -> dict[str, Any]:
-    fit = _size(entry, spec) if spec.sizes else None
-    exact, record = bool(spec.exact), entry.record
-    try:
-        return sample(record, _cut(record, data, start, spec), shard=url, fit=fit, exact=exact)
-    except CrcError:  # damaged on its way, perhaps: one more read will tell
-        start, end = record.span()
-        data = storage.read(url, start, end)
-        return sample(record, _cut(record, data, start, spec), shard=url, fit=fit, exact=exact)
-
-
-def _cut(record: Record, data: bytes, start: int, spec: Spec) -> dict[str, bytes]:
-    return {
-        name: data[member.offset - start : member.offset - start + member.size]
-        for name, member in used(spec, record).items()
-    }
-
-
-def _size(entry: Entry, spec: Spec) -> tuple[int, int]:
-    """(width, height) of a sample's frame: what a plan with such buckets will ask for."""
-    table = Buckets(sizes=spec.sizes or (), enlarge=math.inf)
-    return table.size(max(0, table.assign(entry.width, entry.height))) or (1, 1)
-
-
-def _pixels(found: dict[str, Any], entry: Entry, spec: Spec) -> np.ndarray:
-    """(3, height, width) uint8, as the loader gives them to a model."""
-    if found["image"] is None:
-        raise ValueError("it has no image")
-    width, height = _size(entry, spec)
-    wanted = Frame(width=width, height=height, exact=bool(spec.exact))
-    return frame(found["image"], wanted, 0, size=found["size"])[0].numpy()
-
-
-def _text(found: dict[str, Any], spec: Spec) -> str:
-    text = found["text"] if spec.text == "txt" else found["fields"].get(spec.text)
-    if not isinstance(text, (str, int, float)):
-        raise ValueError(f"it has no text in {spec.text!r}")
-    return str(text)
-
-
 def _add_rows(
-    archive: tarfile.TarFile, rows: Sequence[_Row], encoder: Encoder, spec: Spec, url: str
+    archive: tarfile.TarFile, rows: Sequence[Row], encoder: Encoder, spec: Spec, url: str
 ) -> None:
     arrays = _encoded(rows, encoder)
     for row, found in zip(rows, arrays, strict=True):
@@ -330,7 +218,7 @@ def _add_rows(
             _add(archive, f"{row.key}.{name}.npy", blob)
 
 
-def _encoded(rows: Sequence[_Row], encoder: Encoder) -> list[dict[str, np.ndarray]]:
+def _encoded(rows: Sequence[Row], encoder: Encoder) -> list[dict[str, np.ndarray]]:
     """The arrays of each row, none where it has a fault; images of one size go together."""
     found: list[dict[str, np.ndarray]] = [{} for _ in rows]
     groups: dict[tuple[int, ...], list[int]] = {}
