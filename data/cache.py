@@ -25,6 +25,7 @@ from .index import Lines, Manifest, open_lines, open_manifest
 from .records import Member, Record
 
 FORMAT = 1
+"""To be raised when the same sample and encoder would give another row: another resize, say."""
 NOTE = "cache.json"
 ROW = "json"
 Side = Literal["image", "text"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from diptych.cluster.precompute import Job, Mapper, job, run_on
 from diptych.cluster.shapes import Shape
@@ -18,21 +20,29 @@ from diptych.data import index, storage
 from diptych.data.cache import open_cache
 from diptych.data.precompute import Done, begin, seal
 from diptych.errors import ClusterError, RecipeError
-from diptych.pretrain.encoders import Grid
+from diptych.pretrain.encoders import Taef2
+from diptych.pretrain.encoders.taef2 import layers
 
 pytestmark = pytest.mark.cluster
-GRID = Grid(backbone="test_resnet")
-SPEC = GRID.spec(sizes=[(32, 32)])
 TARS = [f"{number:05d}.tar" for number in range(6)]
 
 
-def begun(easy: str, out: str, encoder: Grid = GRID) -> Job:
-    source = index.open_manifest(easy)
-    return job(source, encoder, SPEC, begin(source, SPEC, out), batch=16)
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Taef2:
+    """TAEF2 with random weights: quick to import, slow enough to be interrupted."""
+    file = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    torch.manual_seed(0)
+    save_file(layers().state_dict(), file)
+    return Taef2(weights=str(file))
+
+
+def begun(easy: str, out: str, encoder: Taef2) -> Job:
+    source, spec = index.open_manifest(easy), encoder.spec(sizes=[(16, 16)])
+    return job(source, encoder, spec, begin(source, spec, out), batch=16)
 
 
 def test_two_actors_write_the_bytes_of_one_though_one_is_killed(
-    ray_here: None, easy: str, bucket: str
+    ray_here: None, easy: str, bucket: str, encoder: Taef2
 ) -> None:
     source = index.open_manifest(easy)
     killed: list[int] = []
@@ -43,18 +53,21 @@ def test_two_actors_write_the_bytes_of_one_though_one_is_killed(
             killed.append(actors[0].pid)
             actors[0].kill()
 
-    one = run_on(begun(easy, f"{bucket}/caches/one"), Shape(workers=1), told=lambda done: None)
-    two = run_on(begun(easy, f"{bucket}/caches/two"), Shape(workers=2), told=told)
+    one = run_on(
+        begun(easy, f"{bucket}/caches/one", encoder), Shape(workers=1), told=lambda done: None
+    )
+    two = run_on(begun(easy, f"{bucket}/caches/two", encoder), Shape(workers=2), told=told)
     assert killed
     assert sorted(done.shard for done in one) == sorted(done.shard for done in two) == TARS
     for name in TARS:
         assert storage.read(f"{bucket}/caches/one/{name}") == storage.read(
             f"{bucket}/caches/two/{name}"
         )
-    seal(source, SPEC, f"{bucket}/caches/two")
-    cache = open_cache(f"{bucket}/caches/two", source, **plain(SPEC))
+    spec = encoder.spec(sizes=[(16, 16)])
+    seal(source, spec, f"{bucket}/caches/two")
+    cache = open_cache(f"{bucket}/caches/two", source, **plain(spec))
     records = [entry.record for entry in index.entries(source, source.shards[5])]
-    assert cache.of("00005.tar", records[-1])["regions"].ndim == 2
+    assert cache.of("00005.tar", records[-1])["latent"].shape == (32, 2, 2)
 
 
 def is_mapper(process: psutil.Process) -> bool:
@@ -64,34 +77,39 @@ def is_mapper(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_fault_of_the_encoder_reaches_the_driver(ray_here: None, easy: str, bucket: str) -> None:
-    wrong = Grid(backbone="no_such_net")
-    with pytest.raises(RecipeError, match="no backbone 'no_such_net'"):
+def test_a_fault_of_the_encoder_reaches_the_driver(
+    ray_here: None, easy: str, bucket: str, tmp_path: Path
+) -> None:
+    save_file({"0.bias": torch.zeros(64)}, tmp_path / "w.safetensors")
+    wrong = Taef2(weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(RecipeError, match=r"w\.safetensors does not hold a model of kind 'taef2'"):
         run_on(begun(easy, f"{bucket}/caches/bad", wrong), Shape(workers=1), told=lambda done: None)
     assert not [name for name in storage.children(f"{bucket}/caches/bad") if "tar" in name]
 
 
 def test_a_shard_that_kills_its_actors_is_blamed(
-    ray_here: None, easy: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ray_here: None, easy: str, bucket: str, encoder: Taef2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(self: Mapper, number: int) -> Done:
         os._exit(1)
 
     monkeypatch.setattr(Mapper, "shard", die)
-    monkeypatch.setattr("diptych.cluster.precompute._TRIES", 2)
-    with pytest.raises(ClusterError, match=r"died 2 times while it encoded .*tar\. Lower --batch"):
-        run_on(begun(easy, f"{bucket}/caches/dead"), Shape(workers=1), told=lambda done: None)
+    monkeypatch.setattr("diptych.cluster.precompute._TRIES", 1)
+    with pytest.raises(ClusterError, match=r"died 1 times while it encoded .*tar\. Lower --batch"):
+        run_on(
+            begun(easy, f"{bucket}/caches/dead", encoder), Shape(workers=1), told=lambda done: None
+        )
 
 
 def diptych(*words: str) -> list[str]:
     return [sys.executable, "-m", "diptych", "data", "precompute", *words]
 
 
-def test_ctrl_c_and_on_again(easy: str, bucket: str, tmp_path: Path) -> None:
+def test_ctrl_c_and_on_again(easy: str, bucket: str, encoder: Taef2) -> None:
     """SIGINT to the whole foreground group, as a terminal sends it; one process goes on alone."""
     out = f"{bucket}/caches/cli"
-    words = diptych(easy, "--encoder", "grid", "--set", "backbone=test_resnet", "--out", out)
-    words += ["--size", "96", "--batch", "8", "--json"]
+    words = diptych(easy, "--encoder", f"taef2={encoder.weights}", "--out", out)
+    words += ["--size", "24x32", "--batch", "8", "--json"]
     process = subprocess.Popen(
         [*words, "--workers", "2"],
         start_new_session=True,
@@ -118,4 +136,4 @@ def test_ctrl_c_and_on_again(easy: str, bucket: str, tmp_path: Path) -> None:
     assert (facts["samples"], facts["shards"], facts["unreadable"]) == (600, 6, 0)
     assert facts["encoded now"] <= 6 - kept
     source = index.open_manifest(easy)
-    assert open_cache(out, source, encoder="grid", sizes=((96, 96),)).manifest.samples == 600
+    assert open_cache(out, source, encoder="taef2", sizes=((24, 32),)).manifest.samples == 600
