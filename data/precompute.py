@@ -136,7 +136,8 @@ def shard(
         batch: samples encoded together.
 
     Raises:
-        ShardError: too many samples are unreadable, or outputs do not fit the dtype.
+        ShardError: too many samples are unreadable, bytes are not those that were indexed, or
+            outputs do not fit the dtype.
         StorageError: the shard cannot be read, or the folder cannot be written.
     """
     _require_encoder(encoder, spec)

@@ -48,7 +48,7 @@ def decoded(origin: Shard, lines: Lines, spec: Spec, batch: int) -> Iterator[lis
 
     Raises:
         StorageError: the shard cannot be read.
-        ReplacedError: it is not the object that was indexed.
+        ReplacedError, CrcError: it is not what was indexed.
     """
     waiting: deque[Future[list[Row]]] = deque()
     with ThreadPoolExecutor(2) as pool:
@@ -127,6 +127,8 @@ def _row(
             found = cut(_span(origin, *record.span()), record.span()[0])
         image_CHW = _pixels(found, size, spec) if size else None
         text = _text(found, spec) if spec.text else None
+    except CrcError:
+        raise  # no row of the bytes that the index names can be made of others
     except (ShardError, ValueError) as err:
         return Row(record.key, made, fault=str(err).removeprefix(f"{origin.url}: "))
     return Row(record.key, made, image_CHW, text)

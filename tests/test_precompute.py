@@ -280,6 +280,21 @@ def test_an_unreadable_sample_is_on_record(
     )
 
 
+def test_bytes_that_were_not_indexed_stop_it(three: Manifest, tmp_path: Path) -> None:
+    """Or mending the shard would leave its rows, which name the bytes of the index, as faults."""
+    url = tmp_path / "set" / "00001.tar"
+    whole = url.read_bytes()
+    place = records(three, 1)[3].members["png"].offset + 20
+    url.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(
+        ShardError, match=r"00001\.tar: 000013\.png is not the file that was indexed"
+    ):
+        precompute(three, Sums(), IMAGES, str(tmp_path / "cache"))
+    assert list(tars(tmp_path / "cache")) == ["00000.tar"]
+    url.write_bytes(whole)
+    assert not any(one.faults for one in precompute(three, Sums(), IMAGES, str(tmp_path / "cache")))
+
+
 def test_a_shard_with_many_unreadable_samples_stops(
     dataset: Dataset, samples: Samples, tmp_path: Path
 ) -> None:
