@@ -9,13 +9,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from ..config import kinds, parse, pick, plain
+from ..config import kinds, parse, plain
 from ..data import index, precompute, storage
 from ..data.cache import Spec
 from ..data.index import Manifest
@@ -38,8 +38,10 @@ class Job:
 
     source: str
     """The folder of the dataset's index."""
+    kind: str
+    """The encoder's."""
     encoder: dict[str, Any]
-    """Plain values of the encoder's record."""
+    """Plain values of its record."""
     spec: dict[str, Any]
     """Plain values of the spec."""
     out: str
@@ -47,13 +49,14 @@ class Job:
 
     def open(self, device: str) -> Opened:
         """The encoder, with its weights in memory."""
-        return pick(self.encoder, kinds(encoders), "encoder").open(device)
+        kind = kinds(encoders)[self.kind]
+        return cast(Encoder, parse(kind, self.encoder, source=self.kind)).open(device)
 
 
 def job(source: Manifest, encoder: Encoder, spec: Spec, out: str, *, batch: int = 64) -> Job:
     """What makes a cache of a dataset."""
-    values = {"kind": encoder.kind, **plain(encoder)}
-    return Job(source.url, values, plain(spec), storage.absolute(out), batch)
+    values = encoder.kind, plain(encoder), plain(spec)
+    return Job(source.url, *values, storage.absolute(out), batch)
 
 
 class Mapper:

@@ -3,7 +3,6 @@
 Memory is bounded: three batches at most are in it, each of which spans a limited part of the shard.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,9 @@ from .transforms import Frame, frame
 
 _BATCH_BYTES = 64 << 20
 """A batch of samples that lie further apart in their shard is cut."""
+
+_ANY = 1e9
+"""By how much an image may be enlarged: which samples are worth it is the plan's to say."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _sizes(part: Sequence[Entry], spec: Spec) -> list[tuple[int, int] | None]:
     """(width, height) of each sample's frame: what a plan with such buckets will ask for."""
     if spec.sizes is None:
         return [None] * len(part)
-    table = Buckets(sizes=spec.sizes, enlarge=math.inf)
+    table = Buckets(sizes=spec.sizes, enlarge=_ANY)
     shapes_3N = np.array([[entry.width or 1, entry.height or 1, 0] for entry in part]).T
     return [table.size(int(bucket)) for bucket in table.assign(shapes_3N)]
 

@@ -10,14 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import config
-from ..config import Kinds, Part, override, pick, plain
+from ..config import Kinds, Part, override, parse, plain, unknown
 from ..data import storage
 from ..data.cache import Dtype, Side, Spec
 from ..errors import RecipeError
@@ -156,8 +156,10 @@ def find_encoder(text: str, settings: list[str], kinds: Kinds) -> Encoder:
         RecipeError: no such kind, or a setting that it does not have.
     """
     kind, _, weights = text.partition("=")
-    values: dict[str, Any] = {"kind": kind, **({"weights": weights} if weights else {})}
-    return pick(override(values, settings), kinds, "encoder")
+    if kind not in kinds:
+        raise unknown(kind, list(kinds), "encoder")
+    values = override({"weights": weights} if weights else {}, settings)
+    return cast(Encoder, parse(kinds[kind], values, source=f"encoder {kind!r}"))
 
 
 def whole(url: str | None) -> str | None:
