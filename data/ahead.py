@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from .crew import crew
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
@@ -17,8 +19,7 @@ def ahead(
     Raises whatever `work` raised, at the thing that raised it.
     """
     waiting: deque[tuple[Thing, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
+    with crew(threads, "diptych-ahead") as pool:
         for thing in things:
             waiting.append((thing, pool.submit(work, thing)))
             if len(waiting) >= 2 * threads:
@@ -27,5 +28,3 @@ def ahead(
         while waiting:
             first, future = waiting.popleft()
             yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -17,6 +17,7 @@ from ..errors import CrcError, ShardError
 from . import draws
 from .batch import Batch
 from .blocks import Blocks, Raw
+from .crew import crew
 from .decode import sample
 from .holes import Holes
 from .index import Manifest
@@ -95,7 +96,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch)."""
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="diptych-decode") as pool:
+        with crew(self.threads, "diptych-decode") as pool:
 
             def begin(blocks: Blocks, step: int, refs: Sequence[Ref]) -> Callable[[], Batch]:
                 return self._begin(pool, blocks, step, refs)

@@ -5,7 +5,7 @@ Memory is bounded: three batches at most are in it, each of which spans a limite
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..errors import CrcError, ShardError
 from . import storage
 from .buckets import Buckets
 from .cache import Spec, content, used
+from .crew import crew
 from .decode import sample
 from .index import Entry, Lines, Shard
 from .records import Record
@@ -53,16 +54,13 @@ def decoded(origin: Shard, lines: Lines, spec: Spec, batch: int) -> Iterator[lis
         ReplacedError, CrcError: it is not what was indexed.
     """
     waiting: deque[Future[list[Row]]] = deque()
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            for part in _batches(lines, batch):
-                waiting.append(pool.submit(_read, origin, part, spec))
-                if len(waiting) == 2:
-                    yield waiting.popleft().result()
-            while waiting:
+    with crew(2, "diptych-rows") as pool:
+        for part in _batches(lines, batch):
+            waiting.append(pool.submit(_read, origin, part, spec))
+            if len(waiting) == 2:
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _batches(lines: Lines, batch: int) -> Iterator[list[Entry]]:

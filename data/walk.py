@@ -4,11 +4,11 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .blocks import Blocks, Raw
+from .crew import crew
 from .plan import Plan, Ref
 
 T = TypeVar("T")
@@ -70,12 +70,10 @@ class Walk(Generic[T]):
                     raise item
                 yield item
         finally:
-            over.set()
-            thread.join(timeout=10)
+            over.set()  # and no join: see `crew`
 
     def _results(self, over: threading.Event) -> Iterator[tuple[int, T]]:
-        pool = ThreadPoolExecutor(self.connections, thread_name_prefix="diptych-fetch")
-        try:
+        with crew(self.connections, "diptych-fetch") as pool:
             blocks = Blocks(self.plan, pool, self.memory, over)
             planned: deque[tuple[int, list[Ref]]] = deque()
             begun: deque[tuple[int, list[Ref], Callable[[], T]]] = deque()
@@ -96,8 +94,6 @@ class Walk(Generic[T]):
                 number, refs, finish = begun.popleft()
                 yield number, finish()
                 blocks.forget(refs)
-        finally:
-            pool.shutdown(cancel_futures=True)  # nobody waits for blocks that nobody will use
 
 
 def raw(

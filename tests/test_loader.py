@@ -210,6 +210,9 @@ def test_dropping_the_iterator_leaves_no_thread(plan: Plan, text: Text, taken: i
         next(batches)
     assert bool(set(threading.enumerate()) - before) == (taken > 0)
     del batches
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert set(threading.enumerate()) == before
 
 
