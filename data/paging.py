@@ -35,24 +35,36 @@ class Tally:
 
     def __init__(self, order: Order, table: Table, labels: Labels) -> None:
         self.order, self.table, self.labels = order, table, labels
-        self.epoch_B = table.counts_NB.sum(0, dtype=np.int64)
-        self._windows = functools.lru_cache(2)(self._windows_of)
+        counts_NB, groups = table.counts_NB, order.groups
+        self._group_GB = np.stack(
+            [counts_NB[group::groups].sum(0, dtype=np.int64) for group in range(groups)]
+        )
+        self._groups = functools.lru_cache(4)(self._groups_of)
+        self._windows = functools.lru_cache(4)(self._windows_of)
         self.window = functools.lru_cache(16)(self._window_of)
+
+    @property
+    def buckets(self) -> int:
+        """Number of buckets."""
+        return self.table.counts_NB.shape[1]
 
     def bounds(self, visit: int) -> tuple[np.ndarray, np.ndarray]:
         """Counts before the visit's window, and after it."""
-        epoch, place = divmod(visit, self.order.samples)
-        window = int(np.searchsorted(self.order.window_starts(epoch), place, side="right")) - 1
-        counts = self._windows(epoch)
-        whole = self.epoch_B * epoch
-        return whole + counts[window], whole + counts[window + 1]
+        epoch, window, _ = self._locate(visit)
+        group, number = divmod(window, self.order.group_windows)
+        before_B, windows = self._groups(epoch)[group], self._windows(epoch, group)
+        return before_B + windows[number], before_B + windows[number + 1]
 
     def before(self, visit: int) -> np.ndarray:
         """Counts before the visit; reads the index lines of its window."""
-        epoch, window, offset = (int(one[0]) for one in self.order.locate(np.array([visit])))
+        epoch, window, offset = self._locate(visit)
         found = self.window(epoch, window)[:offset]
-        inside = np.bincount(found[found >= 0], minlength=len(self.epoch_B))
-        return self.epoch_B * epoch + self._windows(epoch)[window] + inside
+        inside_B = np.bincount(found[found >= 0], minlength=self.buckets)
+        return self.bounds(visit)[0] + inside_B
+
+    def _locate(self, visit: int) -> tuple[int, int, int]:
+        epoch, window, offset = self.order.locate(np.array([visit]))
+        return int(epoch[0]), int(window[0]), int(offset[0])
 
     def of(self, visits_V: np.ndarray) -> np.ndarray:
         """(V,) bucket of each visit, -1 for none."""
@@ -63,12 +75,17 @@ class Tally:
             found[here] = self.window(epoch, window)[offsets[here]]
         return found
 
-    def _windows_of(self, epoch: int) -> np.ndarray:
-        """(windows + 1, B): rows of each bucket before each window of the epoch."""
-        counts = self.table.counts_NB[self.order.epoch_blocks(epoch)].astype(np.int64)
-        starts = np.arange(0, len(counts), self.order.window_blocks)
-        sums = np.add.reduceat(counts, starts, axis=0)
-        return np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(sums, axis=0)])
+    def _groups_of(self, epoch: int) -> np.ndarray:
+        """(groups, B): visits of each bucket before each group of the epoch, from visit 0 on."""
+        ends = np.cumsum(self._group_GB[self.order.group_order(epoch)], axis=0)
+        before = np.concatenate([np.zeros((1, self.buckets), np.int64), ends[:-1]])
+        return self._group_GB.sum(0) * epoch + before
+
+    def _windows_of(self, epoch: int, group: int) -> np.ndarray:
+        """(windows + 1, B): visits of each bucket before each window of the group."""
+        counts = self.table.counts_NB[self.order.group_blocks(epoch, group)].astype(np.int64)
+        sums = np.add.reduceat(counts, np.arange(0, len(counts), self.order.window_blocks), axis=0)
+        return np.concatenate([np.zeros((1, self.buckets), np.int64), np.cumsum(sums, axis=0)])
 
     def _window_of(self, epoch: int, window: int) -> np.ndarray:
         """Bucket of each visit in a window, in order."""

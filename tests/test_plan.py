@@ -4,7 +4,8 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from diptych.data import storage
+from diptych.data import order, storage
 from diptych.data.buckets import Buckets
 from diptych.data.index import Manifest, Shard, open_lines
 from diptych.data.plan import Plan, Ref, Source
@@ -31,6 +32,14 @@ def manifest(counts: Sequence[int], sample_bytes: int = 1000) -> Manifest:
     )
 
 
+@contextmanager
+def grouped(blocks: int) -> Iterator[None]:
+    """Orders made here have groups of so many blocks, as only huge sources have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "GROUP_BLOCKS", blocks)
+        yield
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Plans of every shape: one window and many, blocks of many samples and of one."""
@@ -38,7 +47,8 @@ def plans(draw: st.DrawFn) -> Plan:
     heavy = draw(st.sampled_from([1, MEGABYTE, 8 * MEGABYTE, 64 * MEGABYTE]))
     batch = draw(st.integers(1, sum(counts)))
     seed = draw(st.integers(0, 2**40))
-    return Plan(manifest(counts, heavy), seed, batch, shuffle=draw(st.booleans()))
+    with grouped(draw(st.sampled_from([order.GROUP_BLOCKS, 3]))):
+        return Plan(manifest(counts, heavy), seed, batch, shuffle=draw(st.booleans()))
 
 
 def visits(plan: Plan, steps: int) -> list[Ref]:
@@ -59,8 +69,8 @@ def test_an_epoch_is_every_sample_exactly_once(plan: Plan) -> None:
         for position in range(shard.samples)
     }
     for epoch in range(epochs):
-        places = Counter((ref.shard, ref.position) for ref in seen if ref.epoch == epoch)
-        assert places == everything
+        found = Counter((ref.shard, ref.position) for ref in seen if ref.epoch == epoch)
+        assert found == everything
     for ref in seen:
         block = plan.orders[0].block(ref.block)
         assert block.shard == ref.shard
@@ -80,11 +90,12 @@ def test_the_slices_of_any_world_make_the_global_batch(plan: Plan, step: int) ->
 @given(plans(), st.lists(st.integers(0, 200), min_size=1, max_size=5))
 def test_a_step_is_the_same_whatever_was_asked_before(plan: Plan, steps: list[int]) -> None:
     asked = {step: plan.step(step) for step in steps}
-    other = Plan(plan.sources, plan.seed, plan.batch, shuffle=plan.shuffle)
+    with grouped(order.GROUP_BLOCKS if plan.orders[0].groups == 1 else 3):
+        other = Plan(plan.sources, plan.seed, plan.batch, shuffle=plan.shuffle)
     assert {step: other.step(step) for step in reversed(steps)} == asked
 
 
-def order(plan: Plan, epoch: int) -> list[tuple[int, int]]:
+def places(plan: Plan, epoch: int) -> list[tuple[int, int]]:
     """(shard, position) of an epoch's visits, for a plan of one row a step."""
     steps = range(epoch * plan.samples, (epoch + 1) * plan.samples)
     return [plan.step(step)[0][4:] for step in steps]
@@ -92,10 +103,10 @@ def order(plan: Plan, epoch: int) -> list[tuple[int, int]]:
 
 def test_epochs_and_seeds_differ_and_shuffle() -> None:
     small = manifest([50])
-    first = order(Plan(small, 0, 1), 0)
-    others = [order(Plan(small, 0, 1), 1), order(Plan(small, 1, 1), 0), sorted(first)]
+    first = places(Plan(small, 0, 1), 0)
+    others = [places(Plan(small, 0, 1), 1), places(Plan(small, 1, 1), 0), sorted(first)]
     assert all(other != first for other in others)
-    assert order(Plan(small, 0, 1), 0) == first
+    assert places(Plan(small, 0, 1), 0) == first
     many = Plan(manifest([100], 8 * MEGABYTE), 0, 1)
     first_windows = [{many.step(100 * epoch + n)[0].block for n in range(16)} for epoch in (0, 1)]
     assert many.orders[0].blocks == 100
@@ -103,7 +114,7 @@ def test_epochs_and_seeds_differ_and_shuffle() -> None:
 
 
 def test_without_shuffle_the_order_is_that_of_the_shards() -> None:
-    found = order(Plan(manifest([3, 0, 2]), 0, 1, shuffle=False), 1)
+    found = places(Plan(manifest([3, 0, 2]), 0, 1, shuffle=False), 1)
     assert found == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
 
 
@@ -170,7 +181,13 @@ def mixed(draw: st.DrawFn) -> Callable[[], Plan]:
     )
     batch = draw(st.sampled_from([24, 48, 72]))
     assume(all(kept(source, buckets) >= batch for source in sources))
-    return lambda: Plan(sources, seed, batch, buckets=buckets)
+    groups = draw(st.sampled_from([order.GROUP_BLOCKS, 3]))
+
+    def make() -> Plan:
+        with grouped(groups):
+            return Plan(sources, seed, batch, buckets=buckets)
+
+    return make
 
 
 def indexed(folder: str, counts: list[int], sample_bytes: int, rng: random.Random) -> Manifest:
@@ -346,3 +363,17 @@ def test_dropping_leaves_too_few_is_an_error() -> None:
     source = Source(indexed(tempfile.mkdtemp(), [30], 1000, random.Random(1)))
     with pytest.raises(DataError, match="samples that fit a bucket cannot fill a batch of 30"):
         Plan((source,), 0, 30, buckets=Buckets(sizes=((64, 64),)))
+
+
+def test_a_huge_source_costs_what_its_groups_cost() -> None:
+    """2 * 10^8 samples: the rows of any step are found among the blocks of a group or two."""
+    plan = Plan(manifest([10_000] * 20_000, 42_000), 0, 1024)
+    one = plan.orders[0]
+    assert one.blocks > 10 * order.GROUP_BLOCKS
+    for step in (0, 10, plan.samples // 1024 // 2, 3 * plan.samples // 1024):
+        refs = plan.step(step)
+        assert len(set(refs)) == 1024
+        shards = {ref.shard for ref in refs}
+        assert len({shard // 2000 for shard in shards}) > 4, "blocks come from all over the source"
+    made = one.group_blocks.cache_info().misses
+    assert made <= 8, "a step looks at one group, at two where it crosses an edge"
