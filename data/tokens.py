@@ -36,6 +36,12 @@ class Text:
         """Ids that stand for no word."""
         return tuple(self._id(token) for token in _SPECIAL)
 
+    @functools.cached_property
+    def joined(self) -> tuple[int, ...]:
+        """Ids of WordPiece's pieces that go on with the word before them."""
+        vocabulary = self.tokenizer.get_vocab()
+        return tuple(sorted(id for token, id in vocabulary.items() if token.startswith("##")))
+
     def _id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)
         assert found is not None  # `from_text` refuses a tokenizer without it

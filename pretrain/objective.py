@@ -1,9 +1,9 @@
 """What an objective is: it may hide part of a batch, and it scores what the model saw.
 
-B rows, L tokens, N regions, D width, C classes.
+B rows, L tokens, N regions, D width, C classes, E width of the space that both sides share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,23 @@ class View:
     """bool, True for regions whose pixels were taken away."""
     matched_B: Tensor
     """bool, True where the text belongs to the image."""
+    causal_B: Tensor | None = None
+    """bool, True for rows whose text is read from left to right, each word seeing those before it
+    and the image, the image never the text. None where there are none."""
     targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What each objective hid, under its kind."""
+
+
+@dataclass(frozen=True)
+class Towers:
+    """What the model made of each side before the two met."""
+
+    text_BE: Tensor
+    """Unit vectors."""
+    image_BE: Tensor
+    """Unit vectors."""
+    pair: Callable[[Tensor], Tensor]
+    """Row numbers (B,) -> the pair's state (B, D) of each image with the text of that row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +55,8 @@ class Seen:
     pooled_BD: Tensor
     word_weights_VD: Tensor
     """The word embeddings, for objectives that predict words."""
+    towers: Towers | None = None
+    """None where the model mixes words and regions from its first layer on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +82,8 @@ class Sizes:
     regions: int
     region_values: int
     """Pixel values of one region: height x width x channels."""
+    shared: int = 0
+    """Width of the vectors in `Seen.towers`; 0 where the model has none."""
 
 
 class Objective(Part):
@@ -106,3 +125,5 @@ class Words:
     mask: int
     special: tuple[int, ...]
     """Ids that stand for no word and are never hidden."""
+    joined: tuple[int, ...] = ()
+    """Ids of pieces that go on with the word before them."""

@@ -138,7 +138,7 @@ class Run(Record):
 
     def words(self, text: Text) -> Words:
         """The ids that objectives need, of this run's tokenizer."""
-        return Words(size=text.size, mask=text.mask, special=text.special)
+        return Words(size=text.size, mask=text.mask, special=text.special, joined=text.joined)
 
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""

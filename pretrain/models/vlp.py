@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..attend import joint_mask
 from ..model import Model
 from ..objective import Seen, Sizes, View, Words
 
@@ -87,9 +88,8 @@ class VisionLanguage(nn.Module):
         if self.streams == "image":  # the first token stays: it is where the pair is read
             real_BL = real_BL & (torch.arange(length, device=real_BL.device) == 0)
         seen_BN = torch.full_like(view.hidden_BN, self.streams != "text")
-        real_BS = torch.cat([real_BL, seen_BN], dim=1)
         hidden_BSD = torch.cat([text_BLD, regions_BND], dim=1)
-        mask_B11S = real_BS[:, None, None, :]
+        mask_B11S = joint_mask(real_BL, seen_BN, view.causal_B)
         for block in self.blocks:
             hidden_BSD = block(hidden_BSD, mask_B11S)
         hidden_BSD = self.norm(hidden_BSD)

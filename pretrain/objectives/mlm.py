@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ...data.draws import uniform
 from ..objective import Objective, Score, Seen, Sizes, View, Words
+from ..wordhead import WordHead
 
 
 class MaskedLanguage(Objective):
@@ -26,16 +27,25 @@ class MaskedLanguage(Objective):
     kind: ClassVar[str] = "mlm"
     rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of the words of a row that are hidden."""
+    whole: bool = False
+    """Whether the pieces of a word are hidden together (BERT's whole-word masking)."""
+    seq2seq: float = Field(default=0.0, ge=0, le=1)
+    """Share of the rows read from left to right (0.75 in VLP), the others both ways."""
 
     def head(self, sizes: Sizes) -> nn.Module:
-        return _WordHead(sizes.width, sizes.vocabulary)
+        return WordHead(sizes.width, sizes.vocabulary)
 
     def hide(self, view: View, words: Words) -> View:
         draws_B, length = view.batch.draws_B, view.tokens_BL.shape[1]
         special = torch.tensor(words.special, device=draws_B.device)
         free_BL = view.real_BL & ~torch.isin(view.tokens_BL, special)
         free_BL &= ~view.hidden_BN.any(1, keepdim=True)
-        chance_BL = uniform(draws_B, "mlm.pick", length).masked_fill(~free_BL, 2.0)
+        if view.causal_B is not None:  # another objective's rows
+            free_BL &= ~view.causal_B[:, None]
+        chance_BL = uniform(draws_B, "mlm.pick", length)
+        if self.whole:
+            chance_BL = chance_BL.gather(1, _starts(view.tokens_BL, words))
+        chance_BL = chance_BL.masked_fill(~free_BL, 2.0)
         first_BL = chance_BL == chance_BL.amin(1, keepdim=True)
         hide_BL = free_BL & ((chance_BL < self.rate) | first_BL)
         how_BL = uniform(draws_B, "mlm.how", length)
@@ -43,7 +53,13 @@ class MaskedLanguage(Objective):
         shown_BL = torch.where(hide_BL & (how_BL < 0.8), words.mask, view.tokens_BL)
         shown_BL = torch.where(hide_BL & (how_BL >= 0.9), other_BL, shown_BL)
         targets_BL = view.tokens_BL.masked_fill(~hide_BL, -100)
-        return replace(view, tokens_BL=shown_BL, targets={**view.targets, self.kind: targets_BL})
+        view = replace(view, tokens_BL=shown_BL, targets={**view.targets, self.kind: targets_BL})
+        if not self.seq2seq:
+            return view
+        causal_B = uniform(draws_B, "mlm.seq2seq", 1)[:, 0] < self.seq2seq
+        if view.causal_B is not None:
+            causal_B = causal_B | view.causal_B
+        return replace(view, causal_B=causal_B)
 
     def score(self, head: Any, seen: Seen) -> Score:
         targets_BL = seen.view.targets[self.kind]
@@ -63,13 +79,8 @@ class MaskedLanguage(Objective):
         )
 
 
-class _WordHead(nn.Module):
-    """BERT's transform, then the word embeddings themselves as the output layer."""
-
-    def __init__(self, width: int, vocabulary: int) -> None:
-        super().__init__()
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.bias_V = nn.Parameter(torch.zeros(vocabulary))
-
-    def forward(self, hidden_MD: Tensor, word_weights_VD: Tensor) -> Tensor:
-        return F.linear(self.transform(hidden_MD), word_weights_VD, self.bias_V)
+def _starts(tokens_BL: Tensor, words: Words) -> Tensor:
+    """(B, L): the place of the first piece of the word that each piece belongs to."""
+    joined = torch.tensor(words.joined, dtype=torch.long, device=tokens_BL.device)
+    place_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+    return torch.where(torch.isin(tokens_BL, joined), 0, place_L).cummax(1).values

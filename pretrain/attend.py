@@ -1,0 +1,40 @@
+"""Who may look at whom: attention masks of joint and of left-to-right reading.
+
+B rows, L tokens, N regions, S = L + N. True where a query (second last) may see a key (last).
+"""
+
+import torch
+from torch import Tensor
+
+
+def joint_mask(real_BL: Tensor, seen_BN: Tensor, causal_B: Tensor | None) -> Tensor:
+    """Returns (B, 1, 1, S), or (B, 1, S, S) where some rows are read from left to right.
+
+    In such a row a word sees itself, the words before it and the regions; a region sees regions
+    alone (VLP's sequence-to-sequence mask, Zhou et al. 2020).
+    """
+    keys_B11S = torch.cat([real_BL, seen_BN], dim=1)[:, None, None, :]
+    if causal_B is None:
+        return keys_B11S
+    length = real_BL.shape[1]
+    size = keys_B11S.shape[3]
+    allowed_SS = torch.ones(size, size, dtype=torch.bool, device=real_BL.device)
+    allowed_SS[:length, :length].tril_()
+    allowed_SS[length:, :length] = False
+    return keys_B11S & (allowed_SS | ~causal_B[:, None, None, None])
+
+
+def text_mask(real_BL: Tensor, causal_B: Tensor | None) -> Tensor:
+    """Words among themselves: (B, 1, 1, L), or (B, 1, L, L)."""
+    return joint_mask(real_BL, real_BL[:, :0], causal_B)
+
+
+def text_keys(real_BL: Tensor, causal_B: Tensor | None) -> Tensor:
+    """Words as a region of another stream sees them, (B, 1, 1, L).
+
+    Of a text read from left to right it sees the first token, which knows no word, and no more.
+    """
+    if causal_B is not None:
+        first_L = torch.arange(real_BL.shape[1], device=real_BL.device) == 0
+        real_BL = real_BL & (first_L | ~causal_B[:, None])
+    return real_BL[:, None, None, :]
