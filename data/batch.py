@@ -1,7 +1,7 @@
 """The one thing that crosses from data to models: a frozen batch that knows its rows by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ class Batch:
     hole_B: Tensor | None = None
     """bool, True for rows that were left out (see `holes.py`): they keep their place and train
     nothing. None where there are none."""
+    arrays: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What the recipe asked for of the sample's .npy members, (B, N, F) float32 by name, filled up
+    with zeros to N."""
 
     @property
     def rows(self) -> int:
@@ -57,4 +60,5 @@ class Batch:
             tokens_BL=move(self.tokens_BL),
             real_BL=move(self.real_BL),
             hole_B=None if self.hole_B is None else move(self.hole_B),
+            arrays={name: move(array) for name, array in self.arrays.items()},
         )

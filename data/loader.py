@@ -5,11 +5,12 @@ batches.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,9 @@ class Recipe:
     """What a sample must have; the rest, where it is missing, is empty text or white."""
     pixels: Pixels = field(default_factory=Pixels)
     """How images are resized, cropped and flipped."""
+    arrays: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Members `name.npy` that every sample must have, by name: (N, F). Of more than N rows the
+    first N are taken."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Row:
     text: str
     fields: dict[str, Any]
     hole: bool = False
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
 
 
 class Loader:
@@ -148,6 +153,7 @@ class Loader:
         try:
             found = self._decoded(blocks, ref, raw, wanted)
             _require(found, self.recipe, f"{raw.shard}: {key}")
+            arrays = _arrays(found, self.recipe, f"{raw.shard}: {key}")
         except ShardError as fault:
             self.holes.admit(ref, key, raw.record.span()[0], fault)
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
@@ -157,7 +163,7 @@ class Loader:
         else:
             frame(found["image"], wanted, draw, image_CHW, size=found["size"])
         text = str(_text(found, self.recipe) or "")
-        return Row(f"{shard}/{key}", draw, text, found["fields"])
+        return Row(f"{shard}/{key}", draw, text, found["fields"], arrays=arrays)
 
     def _decoded(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame) -> dict[str, Any]:
         try:
@@ -184,6 +190,7 @@ class Loader:
             real_BL=real_BL,
             fields=tuple(row.fields for row in rows),
             hole_B=torch.tensor(holes) if any(holes) else None,
+            arrays={name: _stack(rows, name, s) for name, s in self.recipe.arrays.items()},
         )
         return batch.pinned() if self.pin else batch
 
@@ -229,3 +236,37 @@ def _require(found: dict[str, Any], recipe: Recipe, where: str) -> None:
             f"{where}: {recipe.text!r}, which the recipe's data.text names, {what}. It has: "
             f"{', '.join(there) or 'no text at all'}. Use --set data.text=... for one of them."
         )
+
+
+def _arrays(found: dict[str, Any], recipe: Recipe, where: str) -> dict[str, np.ndarray]:
+    """The arrays that the recipe asks for, float32, each of at most its number of rows.
+
+    Raises:
+        ShardError: one is missing, is no table of numbers of that width, or is not finite.
+    """
+    taken: dict[str, np.ndarray] = {}
+    for name, (rows, width) in recipe.arrays.items():
+        array = found["arrays"].get(name)
+        if array is None:
+            raise ShardError(
+                f"{where} has no {name}.npy, which the recipe asks for. It has: "
+                f"{', '.join(sorted(found['arrays'])) or 'no arrays'}."
+            )
+        if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
+            raise ShardError(
+                f"{where}: {name}.npy is {array.dtype} of shape {array.shape}; the recipe asks for "
+                f"numbers of shape (N, {width})."
+            )
+        taken[name] = array[:rows].astype(np.float32)
+        if not np.isfinite(taken[name]).all():
+            raise ShardError(f"{where}: {name}.npy holds values that are not finite.")
+    return taken
+
+
+def _stack(rows: Sequence[Row], name: str, shape: tuple[int, int]) -> Tensor:
+    """(B, N, F): one array of every row, zeros below its last row and for holes."""
+    table_BNF = torch.zeros(len(rows), *shape)
+    for place, row in enumerate(rows):
+        if not row.hole:
+            table_BNF[place, : len(row.arrays[name])] = torch.from_numpy(row.arrays[name])
+    return table_BNF

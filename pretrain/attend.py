@@ -38,3 +38,11 @@ def text_keys(real_BL: Tensor, causal_B: Tensor | None) -> Tensor:
         first_L = torch.arange(real_BL.shape[1], device=real_BL.device) == 0
         real_BL = real_BL & (first_L | ~causal_B[:, None])
     return real_BL[:, None, None, :]
+
+
+def region_keys(real_BN: Tensor | None) -> Tensor | None:
+    """Regions as they are seen, (B, N): the real ones, or all that only fill up where none is.
+
+    Attention to nothing would be no number, which no later mask could take away.
+    """
+    return None if real_BN is None else real_BN | ~real_BN.any(1, keepdim=True)

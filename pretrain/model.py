@@ -1,8 +1,10 @@
 """What a model is: a record that builds a module which turns a view into one encoder pass."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
+from torch import Tensor
 
 from ..config import Part
 from .objective import Sizes, Words
@@ -25,6 +27,20 @@ class Model(Part):
     def needs(self) -> frozenset[str]:
         """Which of `text` and `image` every sample must have."""
         return frozenset({"text", "image"})
+
+    @property
+    def regions(self) -> int:
+        """Regions of an image, hidden ones included."""
+        raise NotImplementedError(f"model {self.kind!r} has no regions")
+
+    @property
+    def arrays(self) -> Mapping[str, tuple[int, int]]:
+        """.npy members of a sample that it reads, each (regions, width)."""
+        return {}
+
+    def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """(features (B, N, F), boxes (B, N, 4)) among a batch's arrays, for models of regions."""
+        return None
 
     def build(self, words: Words) -> Any:
         """The module, freshly initialised from torch's global generator."""

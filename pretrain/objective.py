@@ -23,14 +23,27 @@ class View:
     tokens_BL: Tensor
     real_BL: Tensor
     hidden_BN: Tensor
-    """bool, True for regions whose pixels were taken away."""
+    """bool, True for regions whose pixels or features were taken away."""
     matched_B: Tensor
     """bool, True where the text belongs to the image."""
     causal_B: Tensor | None = None
     """bool, True for rows whose text is read from left to right, each word seeing those before it
     and the image, the image never the text. None where there are none."""
+    features_BNF: Tensor | None = None
+    """Of regions that were found beforehand; None where the model looks at the pixels."""
+    boxes_BN4: Tensor | None = None
+    """Left, top, right and bottom of each such region as shares of the image's sides. One without
+    an area is no region."""
     targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What each objective hid, under its kind."""
+
+
+def real_regions(view: View) -> Tensor | None:
+    """bool (B, N), False for rows of `boxes_BN4` that only fill up; None where all are regions."""
+    if view.boxes_BN4 is None:
+        return None
+    left_BN, top_BN, right_BN, bottom_BN = view.boxes_BN4.unbind(2)
+    return (right_BN > left_BN) & (bottom_BN > top_BN)
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,10 @@ class Sizes:
     vocabulary: int
     regions: int
     region_values: int
-    """Pixel values of one region: height x width x channels."""
+    """Values of one region: of its pixels, height x width x channels, or of its features; 0 where
+    a region is neither a cell of a square grid nor found beforehand."""
+    epsilon: float = 1e-5
+    """Of layer norms."""
     shared: int = 0
     """Width of the vectors in `Seen.towers`; 0 where the model has none."""
 
@@ -98,6 +114,11 @@ class Objective(Part):
     def rows_multiple(self) -> int:
         """What the rows of a micro-batch must be a multiple of."""
         return 1
+
+    @property
+    def arrays(self) -> Mapping[str, int]:
+        """.npy members of a sample that it reads, a row for each region: their widths by name."""
+        return {}
 
     def head(self, sizes: Sizes) -> nn.Module:
         """The parameters that this objective alone trains; none by default."""

@@ -153,7 +153,14 @@ class Run(Record):
             seed=self.seed,
             needs=self.model.needs,
             pixels=self.data.pixels,
+            arrays=self._arrays(),
         )
+
+    def _arrays(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the .npy members that model and objectives read, by name."""
+        asked = {name: width for o in self.objectives for name, width in o.arrays.items()}
+        regions = self.model.regions if asked else 0
+        return {**self.model.arrays, **{name: (regions, width) for name, width in asked.items()}}
 
     @property
     def rows_multiple(self) -> int:

@@ -41,7 +41,7 @@ class Task(nn.Module):
 
     def __init__(self, model: Model, objectives: Sequence[Objective], words: Words) -> None:
         super().__init__()
-        self.objectives, self.words = tuple(objectives), words
+        self.spec, self.objectives, self.words = model, tuple(objectives), words
         self.sizes = model.sizes(words)
         self.model = model.build(words)
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
@@ -51,6 +51,7 @@ class Task(nn.Module):
         device = self.model.words.weight.device
         batch = batch.to(device)
         shape = (batch.rows, self.sizes.regions)
+        features_BNF, boxes_BN4 = self.spec.look(batch.arrays) or (None, None)
         return View(
             batch=batch,
             image_BCHW=batch.image_BCHW.to(self.model.words.weight.dtype) / 127.5 - 1.0,
@@ -58,6 +59,8 @@ class Task(nn.Module):
             real_BL=batch.real_BL,
             hidden_BN=torch.zeros(shape, dtype=torch.bool, device=device),
             matched_B=torch.ones(batch.rows, dtype=torch.bool, device=device),
+            features_BNF=features_BNF,
+            boxes_BN4=boxes_BN4,
         )
 
     def scores(self, batch: Batch) -> tuple[Seen, dict[str, Score]]:

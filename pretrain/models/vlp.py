@@ -48,6 +48,10 @@ class Vlp(Model):
     def needs(self) -> frozenset[str]:
         return frozenset({"text", "image"} if self.streams == "both" else {self.streams})
 
+    @property
+    def regions(self) -> int:
+        return self.grid**2
+
     def build(self, words: Words) -> "VisionLanguage":
         return VisionLanguage(self, words.size)
 
@@ -56,7 +60,7 @@ class Vlp(Model):
         return Sizes(
             width=self.width,
             vocabulary=words.size,
-            regions=self.grid**2,
+            regions=self.regions,
             region_values=3 * cell * cell,
         )
 

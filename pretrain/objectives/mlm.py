@@ -33,7 +33,7 @@ class MaskedLanguage(Objective):
     """Share of the rows read from left to right (0.75 in VLP), the others both ways."""
 
     def head(self, sizes: Sizes) -> nn.Module:
-        return WordHead(sizes.width, sizes.vocabulary)
+        return WordHead(sizes.width, sizes.vocabulary, sizes.epsilon)
 
     def hide(self, view: View, words: Words) -> View:
         draws_B, length = view.batch.draws_B, view.tokens_BL.shape[1]

@@ -29,7 +29,7 @@ class PrefixLanguage(Objective):
     """Share of the rows that are read from left to right."""
 
     def head(self, sizes: Sizes) -> nn.Module:
-        return WordHead(sizes.width, sizes.vocabulary)
+        return WordHead(sizes.width, sizes.vocabulary, sizes.epsilon)
 
     def hide(self, view: View, words: Words) -> View:
         causal_B = uniform(view.batch.draws_B, "prefix.row", 1)[:, 0] < self.share

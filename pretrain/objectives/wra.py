@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..objective import Objective, Score, Seen, View, Words
+from ..objective import Objective, Score, Seen, View, Words, real_regions
 
 
 class WordRegionAlignment(Objective):
@@ -38,8 +38,10 @@ class WordRegionAlignment(Objective):
         words_BLD = F.normalize(seen.tokens_BLD.float(), dim=2)
         regions_BND = F.normalize(seen.regions_BND.float(), dim=2)
         cost_BLN = 1 - words_BLD @ regions_BND.transpose(1, 2)
-        some_B = words_BL.any(1)
-        regions_BN = torch.ones_like(view.hidden_BN)
+        regions_BN = real_regions(view)
+        if regions_BN is None:
+            regions_BN = torch.ones_like(regions_BND[:, :, 0], dtype=torch.bool)
+        some_B = words_BL.any(1) & regions_BN.any(1)
         with torch.no_grad():
             plan_BLN = ipot(
                 cost_BLN, words_BL, regions_BN, beta=self.beta, iterations=self.iterations

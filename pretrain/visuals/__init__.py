@@ -1,0 +1,5 @@
+"""Table of contents: one line a way to see, sorted. Nothing happens at import."""
+
+from .cnn import Cnn as Cnn
+from .patches import Patches as Patches
+from .regions import Regions as Regions

@@ -1,0 +1,99 @@
+"""The feature map of a convolutional network of timm, or a random part of it (Pixel-BERT).
+
+B rows, N cells, C channels of the map, D width.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...data.draws import uniform
+from ...errors import RecipeError
+from ..objective import View
+from ..visual import Visual
+
+
+class Cnn(Visual):
+    """Each cell of the last feature map is a region, with its learned place."""
+
+    kind: ClassVar[str] = "cnn"
+    network: str = "resnet50_gn"
+    """A network of timm with a feature map and without batch statistics, which would make a row's
+    numbers depend on the rows beside it."""
+    stride: int = Field(default=32, ge=1)
+    """Pixels a cell is wide: which of the network's maps is taken."""
+    sample: int | None = Field(default=None, ge=1)
+    """Cells that a training step sees, drawn at random (100 in Pixel-BERT, Huang et al. 2020); in
+    evaluation all. None: always all."""
+
+    def check(self, image_size: int) -> None:
+        if image_size % self.stride:
+            raise ValueError(f"image_size {image_size} is not a multiple of stride {self.stride}")
+        cells = self.regions(image_size)
+        if self.sample and self.sample > cells:
+            raise ValueError(f"sample {self.sample} is more than the {cells} cells of the map")
+
+    def regions(self, image_size: int) -> int:
+        return (image_size // self.stride) ** 2
+
+    def region_values(self, image_size: int) -> int:
+        return 0 if self.sample else 3 * self.stride**2
+
+    def build(self, width: int, image_size: int, epsilon: float) -> "MapTokens":
+        return MapTokens(width, self, self.regions(image_size), epsilon)
+
+
+class MapTokens(nn.Module):
+    """view -> (B, N, D), or fewer regions in training when some are sampled."""
+
+    def __init__(self, width: int, spec: Cnn, regions: int, epsilon: float) -> None:
+        super().__init__()
+        self.sample = spec.sample
+        self.network, channels = _network(spec)
+        self.project = nn.Linear(channels, width)
+        self.norm = nn.LayerNorm(width, eps=epsilon)
+        self.places = nn.Parameter(torch.zeros(regions, width))
+        self.hole = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.places, std=0.02)
+        nn.init.normal_(self.hole, std=0.02)
+
+    def forward(self, view: View) -> Tensor:
+        cells_BNC = self.network(view.image_BCHW)[-1].flatten(2).transpose(1, 2)
+        cells_BND = self.norm(self.project(cells_BNC))
+        cells_BND = cells_BND + self.places + view.hidden_BN[..., None] * self.hole
+        if not (self.sample and self.training):
+            return cells_BND
+        draws_BN = uniform(view.batch.draws_B, "cnn.sample", cells_BND.shape[1])
+        kept_BK1 = draws_BN.argsort(1)[:, : self.sample].sort(1).values[..., None]
+        return cells_BND.gather(1, kept_BK1.expand(-1, -1, cells_BND.shape[2]))
+
+
+def _network(spec: Cnn) -> tuple[Any, int]:
+    """timm's network up to the map of that stride, and its channels.
+
+    Raises:
+        RecipeError: timm has no such network, or it has no such map, or batch statistics.
+    """
+    import timm  # imports for seconds
+
+    try:
+        strides = timm.create_model(spec.network, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError, ValueError) as err:
+        raise RecipeError(
+            f"visual 'cnn': timm gives no feature maps of {spec.network!r}: {err}. "
+            "`timm.list_models('*_gn')` lists some that are known to do."
+        ) from err
+    if spec.stride not in strides:
+        raise RecipeError(
+            f"visual 'cnn': {spec.network} has maps of strides {strides}, not {spec.stride}."
+        )
+    last = len(strides) - 1 - strides[::-1].index(spec.stride)
+    network: Any = timm.create_model(spec.network, features_only=True, out_indices=(last,))
+    if any(name.endswith("running_mean") for name, _ in network.named_buffers()):
+        raise RecipeError(
+            f"visual 'cnn': {spec.network} has batch norms, whose statistics depend on how a batch "
+            "is sliced. Use one with group or layer norms, such as resnet50_gn."
+        )
+    return network, network.feature_info.channels()[-1]
