@@ -67,7 +67,7 @@ class MaskedRegion(Objective):
         return nn.Sequential(
             nn.Linear(sizes.width, sizes.width),
             nn.GELU(),
-            nn.LayerNorm(sizes.width),
+            nn.LayerNorm(sizes.width, eps=sizes.epsilon),
             nn.Linear(sizes.width, self.classes or sizes.region_values),
         )
 

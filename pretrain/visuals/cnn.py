@@ -79,12 +79,13 @@ def _network(spec: Cnn) -> tuple[Any, int]:
     import timm  # imports for seconds
 
     try:
-        strides = timm.create_model(spec.network, features_only=True).feature_info.reduction()
+        info: Any = timm.create_model(spec.network, features_only=True).feature_info
     except (RuntimeError, AttributeError, ValueError) as err:
         raise RecipeError(
             f"visual 'cnn': timm gives no feature maps of {spec.network!r}: {err}. "
             "`timm.list_models('*_gn')` lists some that are known to do."
         ) from err
+    strides: list[int] = info.reduction()
     if spec.stride not in strides:
         raise RecipeError(
             f"visual 'cnn': {spec.network} has maps of strides {strides}, not {spec.stride}."
