@@ -43,6 +43,14 @@ class Family:
     """Ours -> theirs."""
     settings: Callable[[Any], dict[str, Any]]
     """Of a model's record: settings of their configuration beside the common ones."""
+    outputs: Mapping[str, str]
+    """Names of its logits by the kind of the objective."""
+    pooled: str
+    """Name of the pair's state."""
+    features: str = ""
+    """Name of the input for features of regions."""
+    boxes: str = ""
+    """Name of the input for their boxes."""
     swapped: bool = False
     """Whether the first class of matching means that the pair matches."""
 
@@ -206,6 +214,10 @@ LXMERT = Family(
     fold=lambda body, model: _words(body, "embeddings.", model.tokens),
     unfold=lambda body: _unwords(body, "embeddings."),
     settings=_lxmert_settings,
+    outputs={"mlm": "prediction_logits", "itm": "cross_relationship_score"},
+    pooled="pooled_output",
+    features="visual_feats",
+    boxes="visual_pos",
 )
 
 
@@ -257,6 +269,9 @@ VISUAL_BERT = Family(
         "visual_embedding_dim": model.visual.values,
         "layer_norm_eps": model.epsilon,
     },
+    outputs={"mlm": "prediction_logits", "itm": "seq_relationship_logits"},
+    pooled="pooler_output",
+    features="visual_embeds",
     swapped=True,
 )
 
@@ -322,4 +337,6 @@ VILT = Family(
         "layer_norm_eps": model.epsilon,
         "modality_type_vocab_size": 2,
     },
+    outputs={"mlm": "logits"},
+    pooled="pooler_output",
 )

@@ -30,6 +30,7 @@ def prove(out: Path, trained: folder.Loaded, batch: Batch) -> dict[str, Any]:
         ExportError: the clean process failed, or computed something else.
     """
     probe = {"image": batch.image_BCHW, "tokens": batch.tokens_BL, "real": batch.real_BL}
+    probe |= {f"array.{name}": array for name, array in batch.arrays.items()}
     expected = {f"out.{name}": value for name, value in trained.outputs(batch).items()}
     tensors = {name: value.contiguous() for name, value in {**probe, **expected}.items()}
     save_file(tensors, out / "probe.safetensors")
@@ -62,6 +63,7 @@ def check(out: Path) -> dict[str, Any]:
             tokens_BL=probe["tokens"],
             real_BL=probe["real"],
             fields=tuple({} for _ in range(rows)),
+            arrays={name[6:]: array for name, array in probe.items() if name.startswith("array.")},
         )
     )
     wanted = {name[4:]: value for name, value in probe.items() if name.startswith("out.")}

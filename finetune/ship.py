@@ -9,7 +9,7 @@ from .export.folder import Loaded
 from .prove import prove
 from .score import Finished
 
-TARGETS = {"diptych": export.folder}
+TARGETS = {"diptych": export.folder, "transformers": export.hub}
 """Export targets by the name that `--to` takes."""
 
 
@@ -31,4 +31,6 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
     }
     TARGETS[to].write(out, found.run, found.task, found.text, facts)
     probe = next(found.batches(limit=rows, rows=rows))
+    if to == "transformers":
+        return export.hub.prove(out, found.task, probe)
     return prove(out, Loaded(found.run, found.text, found.task), probe)

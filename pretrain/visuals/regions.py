@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ...errors import DataError
 from ..objective import View
 from ..visual import Visual
 
@@ -39,6 +40,9 @@ class Regions(Visual):
         return {self.features: (self.count, self.values), self.boxes: (self.count, 4)}
 
     def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        for name in (self.features, self.boxes):
+            if name not in arrays:
+                raise DataError(f"The batch has no array {name!r}, which visual 'regions' reads.")
         return arrays[self.features], arrays[self.boxes]
 
     def regions(self, image_size: int) -> int:
