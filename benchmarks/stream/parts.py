@@ -1,0 +1,150 @@
+"""The parts of the benchmark and the arms of each."""
+
+from dataclasses import dataclass, replace
+
+from . import home, peers, pictures, stock
+from .arm import Job
+
+OURS, AGAIN = "diptych", "diptych again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One competitor of a part, or one limit."""
+
+    name: str
+    module: str
+    """The program, below `arms/`."""
+    pixels: str
+    peer: str = ""
+    """Whose environment and whose form of the set; empty for ours."""
+    route: str = ""
+    limit: bool = False
+    """A limit of the machine, timed from its first batch; nothing of it is compared."""
+    local: bool = False
+    """Reads from this disk instead of the bucket."""
+    first: float = 0.0
+    """Where in the epoch to start, as a share of it."""
+    samples: int | None = None
+    """Stop after as many samples."""
+    data: str = ""
+    """A set other than the part's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Arms that are compared with each other on one set."""
+
+    title: str
+    data: str
+    arms: tuple[Arm, ...]
+    control: bool = True
+    """Whether our arm is run twice a round, to see what the machine's noise is."""
+
+    @property
+    def names(self) -> list[str]:
+        """The arms, in the order of the even rounds."""
+        return [arm.name for arm in self.arms]
+
+    def arm(self, name: str) -> Arm:
+        """An arm by name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def job(part: Part, arm: Arm, *, cache: str, out: str, limit_s: float) -> Job:
+    """What the program of an arm is told."""
+    name = arm.data or part.data
+    url = stock.form(arm.peer, name) if arm.peer in peers.PEERS else home.remote(name)
+    kind = pictures.KINDS[name]
+    return Job(
+        pixels=arm.pixels,
+        size=kind.size,
+        remote=str(home.shards(name)) if arm.local else url,
+        local=str(home.loose(name).parent),
+        cache=cache,
+        out=out,
+        route=arm.route,
+        limit_s=limit_s,
+        first=int(arm.first * kind.samples),
+        samples=arm.samples,
+    )
+
+
+def _peers(pixels: str, label: str = "") -> tuple[Arm, ...]:
+    arms = (
+        Arm(name="litdata", module="lit", pixels=pixels, peer="litdata"),
+        Arm(name="webdataset s3fs", module="web", pixels=pixels, route="s3fs"),
+        Arm(name="webdataset curl", module="web", pixels=pixels, route="curl"),
+        Arm(name="Energon", module="energon", pixels=pixels, peer="energon"),
+        Arm(name="mosaicml-streaming", module="mosaic", pixels=pixels, peer="mosaic"),
+        Arm(name="torch loose files", module="loose", pixels=pixels),
+    )
+    return tuple(replace(arm, name=arm.name + label) for arm in arms)
+
+
+def _limits() -> tuple[Arm, ...]:
+    routes = ("full", "fast", "scaled")
+    return tuple(
+        Arm(name=f"limit: {route}", module="limits", pixels="same", route=route, limit=True)
+        for route in routes
+    )
+
+
+def _between(pixels: str, *others: Arm) -> tuple[Arm, ...]:
+    """Ours, the others, and ours again: first and last in turns."""
+    ours = Arm(name=OURS, module="ours", pixels=pixels)
+    return (ours, *others, replace(ours, name=AGAIN))
+
+
+SAME = ", our decoder"
+_STARTS = {"0 %": 0.0, "1 %": 0.01, "50 %": 0.5, "99 %": 0.99}
+_FETCH = (
+    Arm(name="limit: read", module="limits", pixels="raw", route="file", limit=True),
+    Arm(name="fetch file", module="ours", pixels="fetch", local=True),
+    Arm(name="limit: ranged GET", module="limits", pixels="raw", route="s3", limit=True),
+    Arm(name="fetch S3", module="ours", pixels="fetch"),
+    Arm(name="fetch S3 again", module="ours", pixels="fetch"),
+)
+
+PARTS = {
+    "raw": Part(
+        title="Bytes of every sample from S3, a cold epoch of 20,000",
+        data="a",
+        arms=_between("raw", *_peers("raw")),
+    ),
+    "decoded": Part(
+        title="Decoded to 224 px from S3, a cold epoch of 20,000 pictures of 256 px",
+        data="a",
+        arms=_between("same", *_peers("shipped"), *_peers("same", SAME), *_limits()),
+    ),
+    "large": Part(
+        title="Decoded to 256 px from S3, a cold epoch of 4,000 pictures of 512 px",
+        data="b",
+        arms=_between("same", *_peers("shipped"), *_peers("same", SAME), *_limits()),
+    ),
+    "fetch": Part(title="CPU-seconds per GB", data="a", arms=_FETCH),
+    "growth": Part(
+        title="Ten times the shards: start to the first batch",
+        data="g20",
+        arms=tuple(
+            Arm(name=f"{n} shards", module="ours", pixels="same", samples=1, data=f"g{n}")
+            for n in (20, 200, 2000)
+        ),
+    ),
+    "resume": Part(
+        title="Resume in the middle of an epoch: start to the first batch",
+        data="a",
+        arms=tuple(
+            Arm(name=name, module="ours", pixels="same", samples=1, first=share)
+            for name, share in _STARTS.items()
+        ),
+    ),
+    "seen": Part(
+        title="Resume after 10^4 and 10^8 samples of a synthetic index: the plan alone",
+        data="a",
+        arms=tuple(
+            Arm(name=f"10^{power} seen", module="seen", pixels="raw", route=str(power))
+            for power in (4, 6, 8)
+        ),
+    ),
+}
