@@ -40,7 +40,7 @@ def measure(
 
     Orphans of the command become children of this process, so that their time is counted too.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _adopt_orphans(True)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "stderr.txt"
     before = _cpu_s()
@@ -58,6 +58,7 @@ def measure(
         peak = _watch(process, started + limit_s)
     wall_s = time.monotonic() - started
     _end(process.pid)
+    _adopt_orphans(False)
     return Measured(
         code=process.returncode,
         started=started,
@@ -66,6 +67,10 @@ def measure(
         peak_mib=peak / 2**20,
         said=log.read_text(errors="replace")[-2000:],
     )
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def _watch(process: subprocess.Popen[bytes], deadline: float) -> int:
