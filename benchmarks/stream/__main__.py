@@ -57,7 +57,8 @@ def _measured(part: Part, server: dict[str, str], limit_s: float) -> Callable[[s
 
     def one(name: str) -> Row:
         arm = part.arm(name)
-        absent = peers.missing(arm.peer) if arm.peer else ""
+        data = arm.data or part.data
+        absent = arm.peer and (peers.missing(arm.peer) or stock.unconverted(arm.peer, data))
         if absent:
             return {"error": absent}
         cache, out = home.HOME / "cache", home.HOME / "arm" / "seen.json"

@@ -10,13 +10,14 @@ import sysconfig
 
 from . import home
 
+_CODECS = ["Brotli", "zstd", "python-snappy", "cramjam", "xxhash", "catalogue"]
 PEERS = {
-    "litdata": ["litdata==0.2.76"],
-    # It pins transformers<5 and numpy<2.2, which the loader itself does not need.
-    "mosaic": ["--no-deps", "mosaicml-streaming==0.13.0", "boto3", "s3transfer"],
-    "energon": ["megatron-energon==7.4.1"],
+    "litdata": [["litdata==0.2.76"]],
+    # It pins transformers<5 and numpy<2.2, and asks for four clouds; its loader needs only these.
+    "mosaic": [["boto3"], ["--no-deps", "mosaicml-streaming==0.13.0", *_CODECS]],
+    "energon": [["megatron-energon==7.4.1"]],
 }
-PACKAGES = {"litdata": "litdata", "mosaic": "mosaicml-streaming", "energon": "megatron-energon"}
+"""What pip is told for each peer, one call after the other."""
 _PHOTOS = ["--no-deps", "scikit-image", "scikit-learn"]
 
 
@@ -25,7 +26,7 @@ def install() -> None:
     photos = home.HOME / "photos"
     if not photos.exists():
         _pip(sys.executable, "--target", str(photos), *_PHOTOS, check=True)
-    for peer, packages in PEERS.items():
+    for peer, calls in PEERS.items():
         folder = home.HOME / "venvs" / peer
         if (folder / "done").exists():
             continue
@@ -34,7 +35,7 @@ def install() -> None:
         )
         own = next((folder / "lib").glob("python3*")) / "site-packages"
         (own / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        failed = _pip(home.python(peer), *packages)
+        failed = "".join(_pip(home.python(peer), *packages) for packages in calls)
         (folder / ("failed" if failed else "done")).write_text(failed)
 
 
@@ -43,8 +44,7 @@ def missing(peer: str) -> str:
     folder = home.HOME / "venvs" / peer
     if (folder / "done").exists():
         return ""
-    failed = folder / "failed"
-    return failed.read_text() if failed.exists() else "not installed: run `make bench-data`"
+    return "cannot be installed: " + (folder / "failed").read_text()
 
 
 def version(package: str, peer: str | None = None) -> str:

@@ -33,7 +33,14 @@ def form(peer: str, name: str) -> str:
     return home.remote(name, peer)
 
 
+def unconverted(peer: str, name: str) -> str:
+    """Why a peer cannot have a set in its form, or nothing."""
+    failed = home.HOME / "sets" / name / f"{peer}.failed"
+    return failed.read_text() if failed.exists() else ""
+
+
 def _convert(peer: str, name: str, server: dict[str, str]) -> None:
+    """A peer that fails leaves the reason in a file; the next run tries again."""
     made, folder = home.HOME / "sets" / name / f"{peer}.done", home.HOME / "sets" / name / peer
     if made.exists() or peers.missing(peer):
         return
@@ -42,8 +49,11 @@ def _convert(peer: str, name: str, server: dict[str, str]) -> None:
     done = subprocess.run(
         command, env=home.environment(server), capture_output=True, text=True, cwd=home.HOME
     )
-    if done.returncode:
-        raise RuntimeError(f"{peer} could not convert set {name}: {done.stderr[-1500:]}")
+    failed = made.with_suffix(".failed")
+    if done.returncode or not any(_files(folder)):  # litdata can fail and exit with 0
+        failed.write_text(f"cannot convert the set: {done.stderr[-500:]}")
+        return
+    failed.unlink(missing_ok=True)
     _upload(folder, home.remote(name) if peer == "energon" else home.remote(name, peer))
     shutil.rmtree(folder)
     made.touch()
