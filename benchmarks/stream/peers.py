@@ -15,7 +15,7 @@ PEERS = {
     "litdata": [["litdata==0.2.76"]],
     # It pins transformers<5 and numpy<2.2, and asks for four clouds; its loader needs only these.
     "mosaic": [["boto3"], ["--no-deps", "mosaicml-streaming==0.13.0", *_CODECS]],
-    "energon": [["megatron-energon==7.4.1"]],
+    "energon": [["megatron-energon==7.4.1", "boto3"]],
 }
 """What pip is told for each peer, one call after the other."""
 _PHOTOS = ["--no-deps", "scikit-image", "scikit-learn"]

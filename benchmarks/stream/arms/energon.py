@@ -11,6 +11,13 @@ from ..pixels import Same, Shipped
 energon = importlib.import_module("megatron.energon")
 
 
+@energon.edataclass
+class Found(energon.Sample):
+    """A sample with what the arm wants of it."""
+
+    found: Any
+
+
 def batches(job: Job) -> Batches:
     """Its training dataset without repetition, and its loader."""
     decoder = energon.SampleDecoder(image_decode="pilrgb") if job.pixels == "shipped" else None
@@ -19,20 +26,18 @@ def batches(job: Job) -> Batches:
     else:
         read = Shipped(job.size).picture if job.pixels == "shipped" else Same(job.size).blob
 
-    def cook(row: dict[str, Any]) -> dict[str, Any]:
+    @energon.stateless
+    def cook(row: dict[str, Any]) -> Found:
         found = read(row["jpg"]) if read else (row["jpg"], row["txt"])
-        return {
-            "__key__": row["__key__"],
-            "__restore_key__": row["__restore_key__"],
-            "found": found,
-        }
+        return Found(**energon.basic_sample_keys(row), found=found)
 
     class Encoder(energon.DefaultTaskEncoder):
         cookers = (energon.Cooker(cook),)
 
-        def batch(self, samples: list[dict[str, Any]]) -> tuple[list[str], Any]:
-            keys = [str(row["__key__"]).rpartition("/")[2] for row in samples]
-            found = [row["found"] for row in samples]
+        @energon.stateless
+        def batch(self, samples: list[Found]) -> tuple[list[str], Any]:
+            keys = [str(row.__key__).rpartition("/")[2] for row in samples]
+            found = [row.found for row in samples]
             return keys, found if job.raw else torch.stack(found)
 
     Encoder.decoder = decoder
