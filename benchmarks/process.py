@@ -55,10 +55,12 @@ def measure(
             stderr=said,
             start_new_session=True,
         )
-        peak = _watch(process, started + limit_s)
-    wall_s = time.monotonic() - started
-    _end(process.pid)
-    _adopt_orphans(False)
+        try:
+            peak = _watch(process, started + limit_s)
+            wall_s = time.monotonic() - started
+        finally:
+            _end(process)
+            _adopt_orphans(False)
     return Measured(
         code=process.returncode,
         started=started,
@@ -97,15 +99,16 @@ def _memory(pid: int) -> int:
     return total
 
 
-def _end(group: int) -> None:
-    """Kills what the command left behind and waits for it, so that its time is counted."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills what is left of the command and waits for it, so that its time is counted."""
     try:
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+    process.wait()
     while True:
         try:
-            os.waitpid(-group, 0)
+            os.waitpid(-process.pid, 0)
         except ChildProcessError:
             return
 

@@ -45,7 +45,7 @@ def main() -> None:
 def _part(name: str, server: dict[str, str], *, rounds: int, limit_s: float) -> None:
     part = PARTS[name]
     for data in {arm.data or part.data for arm in part.arms}:
-        make = growth.stock if data in growth.SETS else stock.stock
+        make = growth.make if data in growth.SETS else stock.stock
         make(data, server)
     print(f"\n{part.title}", flush=True)
     one = _measured(part, server, limit_s)

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from diptych.data import index, storage, tokens
 from diptych.data.pack import Sample, pack
 
-from . import home, pictures
+from . import home, pictures, stock
 
 PER_SHARD = 20
 SETS = ("g20", "g200", "g2000")
 _DIFFERENT = 200
 
 
-def stock(name: str, server: dict[str, str]) -> None:
+def make(name: str, server: dict[str, str]) -> None:
     """Puts a set into the bucket if it is not there: the same 200 small pictures over and over."""
     url = home.remote(name)
-    if storage.exists(storage.join(url, "index", "manifest.json")):
+    if stock.indexed(url):
         return
     storage.delete(url)
     samples = list(_samples(pictures.KINDS[name]))

@@ -9,6 +9,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from diptych.data import decode
+from diptych.data.transforms import Frame, frame
+
 
 class Shipped:
     """Pillow and torchvision's transforms, as peers' own examples do it."""
@@ -43,10 +46,9 @@ class Same:
     """The decoder and the crop of this project, for a peer's samples."""
 
     def __init__(self, size: int) -> None:
-        from diptych.data import decode, transforms
-
-        self._size, self._decode, self._square = size, decode.image, transforms.square
+        self._frame = Frame(width=size, height=size)
 
     def blob(self, blob: bytes) -> Tensor:
         """(3, size, size) of a JPEG."""
-        return self._square(self._decode(blob), self._size)
+        pixels, whole = decode.image(blob, fit=(self._frame.width, self._frame.height))
+        return frame(pixels, self._frame, 0, size=whole)[0]

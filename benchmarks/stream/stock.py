@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from diptych.data import index, storage, tokens
+from diptych.errors import StaleIndexError
 
 from . import home, peers, pictures
 
@@ -16,14 +17,21 @@ def stock(name: str, server: dict[str, str]) -> None:
     """Makes a set if it is not there, and puts it into the bucket in all forms."""
     pictures.make(name)
     _upload(home.shards(name), home.remote(name))
-    captions = (path.read_text() for path in sorted(home.loose(name).glob("*.txt"))[:2000])
+    captions = [path.read_text() for path in sorted(home.loose(name).glob("*.txt"))[:2000]]
     for url in (home.remote(name), str(home.shards(name))):
-        if not storage.exists(storage.join(url, "index", "manifest.json")):
-            urls = storage.expand(storage.join(url, "*.tar"))
-            index.build(urls)
+        if not indexed(url):
+            index.build(storage.expand(storage.join(url, "*.tar")))
             storage.write(storage.join(url, "tokenizer.json"), tokens.learn(captions).encode())
     for peer in peers.PEERS:
         _convert(peer, name, server)
+
+
+def indexed(url: str) -> bool:
+    """Whether a set has an index of today's format."""
+    try:
+        return bool(index.open_manifest(url).shards)
+    except StaleIndexError:
+        return False
 
 
 def form(peer: str, name: str) -> str:
