@@ -72,7 +72,8 @@ def _measured(part: Part, server: dict[str, str], limit_s: float) -> Callable[[s
         if not out.exists():
             return {"error": f"exit {found.code}: {found.said[-600:]}"}
         seen = json.loads(out.read_text())
-        return _row(part, arm, asked, found, seen) | {"mb": wire.received / 1e6}
+        mb = wire.received(seen["first"]) / 1e6
+        return _row(part, arm, asked, found, seen) | {"mb": mb}
 
     return one
 

@@ -97,7 +97,8 @@ def _between(pixels: str, *others: Arm) -> tuple[Arm, ...]:
 
 
 SAME = ", our decoder"
-_STARTS = {"0 %": 0.0, "1 %": 0.01, "50 %": 0.5, "99 %": 0.99}
+BARE = ", nothing read ahead"
+_STARTS = {"1 %": 0.01, "50 %": 0.5, "99 %": 0.99}
 _FETCH = (
     Arm(name="limit: read", module="limits", pixels="raw", route="file", limit=True),
     Arm(name="fetch file", module="ours", pixels="fetch", local=True),
@@ -135,8 +136,9 @@ PARTS = {
         title="Resume in the middle of an epoch: start to the first batch",
         data="a",
         arms=tuple(
-            Arm(name=name, module="ours", pixels="same", samples=1, first=share)
-            for name, share in _STARTS.items()
+            Arm(name=name + label, module="ours", pixels="same", samples=1, first=at, route=route)
+            for label, route in (("", ""), (BARE, "bare"))
+            for name, at in _STARTS.items()
         ),
     ),
     "seen": Part(

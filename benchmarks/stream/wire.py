@@ -2,31 +2,40 @@
 
 import asyncio
 import threading
+import time
 from urllib.parse import urlsplit
 
 
 class Wire:
-    """Listens on a free port of loopback while it is entered; `received` only grows."""
+    """Listens on a free port of loopback while it is entered."""
 
     def __init__(self, endpoint: str) -> None:
         self._host, self._port = urlsplit(endpoint).hostname, urlsplit(endpoint).port
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.received = 0
-        """Bytes that the server has sent through, headers included."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._listens = threading.Event()
+        self._parts: list[tuple[float, int]] = []
         self.url = ""
 
     def __enter__(self) -> "Wire":
         self._thread.start()
-        start = asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._listens.wait(10)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
+
+    def received(self, until: float) -> int:
+        """Bytes sent by the server until a `time.monotonic()`, headers included."""
+        return sum(count for moment, count in self._parts if moment <= until)
+
+    async def _serve(self) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._listens.set()
+        await self._over.wait()
+        server.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         above, below = await asyncio.open_connection(self._host, self._port)
@@ -37,7 +46,7 @@ class Wire:
     ) -> None:
         try:
             while data := await source.read(1 << 18):
-                self.received += counted * len(data)
+                self._parts.append((time.monotonic(), counted * len(data)))
                 sink.write(data)
                 await sink.drain()
         except ConnectionError:

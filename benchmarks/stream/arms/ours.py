@@ -31,7 +31,10 @@ def batches(job: Job) -> Batches:
         return
     text = tokens.load(storage.join(job.remote, "tokenizer.json"), 64)
     recipe = Recipe(text="txt", image_size=job.size, seed=0)
-    for _, batch in Loader(plan, text, recipe, start=start, stop=stop, threads=WORKERS):
+    # `bare` reads nothing ahead, so that what the first batch needs can be counted to the byte.
+    bare = {"ahead": 1, "memory": 0} if job.route == "bare" else {}
+    loader = Loader(plan, text, recipe, start=start, stop=stop, threads=WORKERS, **bare)
+    for _, batch in loader:
         yield [key.rpartition("/")[2] for key in batch.keys], batch.image_BCHW
 
 
