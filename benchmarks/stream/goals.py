@@ -90,7 +90,7 @@ GOALS = (
         for over, under in (("200 shards", "20 shards"), ("2000 shards", "200 shards"))
     ),
     *(
-        _most(1.2, _ratio("resume", f"bytes to the first batch, {at} over 1 %", at, one, "mb"))
+        _most(2.0, _ratio("resume", f"bytes to the first batch, {at} over 1 %", at, one, "mb"))
         for one, at in (("1 %" + BARE, "50 %" + BARE), ("1 %" + BARE, "99 %" + BARE))
     ),
     _most(1.2, _ratio("seen", "resume, 10^8 seen over 10^4", "10^8 seen", "10^4 seen", _FIRST)),

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from diptych.data import fetch, index, storage, tokens, walk
 from diptych.data.index import Manifest
@@ -32,7 +33,7 @@ def batches(job: Job) -> Batches:
     text = tokens.load(storage.join(job.remote, "tokenizer.json"), 64)
     recipe = Recipe(text="txt", image_size=job.size, seed=0)
     # `bare` reads nothing ahead, so that what the first batch needs can be counted to the byte.
-    bare = {"ahead": 1, "memory": 0} if job.route == "bare" else {}
+    bare: dict[str, Any] = {"ahead": 1, "memory": 0} if job.route == "bare" else {}
     loader = Loader(plan, text, recipe, start=start, stop=stop, threads=WORKERS, **bare)
     for _, batch in loader:
         yield [key.rpartition("/")[2] for key in batch.keys], batch.image_BCHW
