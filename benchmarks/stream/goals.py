@@ -52,7 +52,7 @@ class Goal:
 
 _PEERS = tuple(name for name in PARTS["raw"].names if name not in (OURS, AGAIN))
 _WEB = tuple(name for name in _PEERS if name.startswith("webdataset"))
-_SAME = tuple(name + SAME for name in _PEERS)
+_SAME = tuple(name for name in PARTS["decoded"].names if name.endswith(SAME))
 _FIRST, _MEMORY = "first_after_imports_s", "resident_mib"
 _CPU = "cpu_s_per_gb"
 
@@ -82,6 +82,7 @@ GOALS = (
     _most(1.5, _ratio("decoded", "s from process start to the first batch", OURS, (), "first_s")),
     _least(5.0, _ratio("large", "512 to 256 px over webdataset", OURS, _WEB, "rate")),
     _least(3.0, _ratio("large", "512 to 256 px over every peer", OURS, _PEERS, "rate")),
+    _least(0.8, _ratio("large", "share of the scaled decode limit", OURS, "limit: scaled", "rate")),
     _most(1.15, _ratio("fetch", "CPU/GB of a local read's", "fetch file", "limit: read", _CPU)),
     _most(1.3, _ratio("fetch", "CPU/GB of a GET loop's", "fetch S3", "limit: ranged GET", _CPU)),
     *(

@@ -143,7 +143,7 @@ pictures (mean of each 16th), or it is an error. Plain arms of a peer decode as 
 (Pillow and torchvision's transforms; litdata: torchvision's decoder and tensors); those with `our
 decoder` give its samples to the function that diptych's loader uses. diptych runs twice a round;
 when the two differ by more than 10 %, there is no verdict. The limits decode from memory with
-turbojpeg in one process a core: every pixel, every pixel with its fast arithmetic, and scaled.
+turbojpeg in one process a core: every pixel, or at the smallest scale that covers the square.
 Not measured: DALI, SPDL, FFCV, real S3. No page cache is dropped: what the server and the loose
 files hold is in memory.
 """

@@ -23,8 +23,7 @@ Ranges = Callable[[memoryview], Iterator[int]]
 def decode(job: Job) -> Batches:
     """turbojpeg alone, in one process a core, on pictures that are in memory already.
 
-    `full` decodes every pixel, `fast` does so with turbojpeg's quicker and rougher arithmetic,
-    `scaled` lets it stop at the smallest picture that covers the square.
+    `full` decodes every pixel, `scaled` only the smallest picture that covers the square.
     """
     with ProcessPoolExecutor(WORKERS, initializer=_load, initargs=(job.local,)) as pool:
         list(pool.map(_wait, range(WORKERS)))
@@ -47,12 +46,9 @@ def _wait(_: int) -> None:
 
 
 def _decode(job: Job, number: int) -> list[str]:
-    fast = job.route != "full"
     least = job.size if job.route == "scaled" else 0
     for blob in _files:
-        simplejpeg.decode_jpeg(
-            blob, "RGB", fastdct=fast, fastupsample=fast, min_height=least, min_width=least
-        )
+        simplejpeg.decode_jpeg(blob, "RGB", min_height=least, min_width=least)
     return [unchecked(number * _BLOBS + place) for place in range(len(_files))]
 
 
