@@ -16,7 +16,7 @@ test: install
 
 # Peers get environments of their own below .bench. `make bench-data ARGS="--only raw --rounds 5"`.
 bench-data: install
-	PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.stream $(ARGS)
+	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.stream $(ARGS)
 
 install: $(VENV)/installed
 
