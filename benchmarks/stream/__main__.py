@@ -3,6 +3,8 @@
 import argparse
 import json
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier measurements")
     parser.add_argument("--out", type=Path, default=home.ROOT / "docs" / "bench-data.md")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench-data: ended"))  # and the server too
     unknown = set(asked.only.split(",")) - set(PARTS)
     if unknown:
         parser.error(f"no part {sorted(unknown)[0]!r}; there are {', '.join(PARTS)}")
