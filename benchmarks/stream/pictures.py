@@ -53,6 +53,11 @@ KINDS = {
 }
 
 
+def shorter(size: int) -> int:
+    """Pixels of the shorter side before the crop: ImageNet's Resize(256), CenterCrop(224)."""
+    return 256 if size == 224 else size
+
+
 def make(name: str) -> None:
     """Makes a set: tars, the same samples as loose files, and the truth about them."""
     if home.truth(name).exists():
@@ -91,7 +96,7 @@ def _line(key: str, members: dict[str, bytes], size: int) -> str:
 
 def _square(blob: bytes, size: int) -> Image.Image:
     picture = Image.open(io.BytesIO(blob))
-    scale = size / min(picture.size)
+    scale = shorter(size) / min(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     return picture.crop((left, top, left + size, top + size))

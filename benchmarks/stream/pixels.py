@@ -12,13 +12,17 @@ from torchvision.transforms import v2
 from diptych.data import decode
 from diptych.data.transforms import Frame, frame
 
+from .pictures import shorter
+
 
 class Shipped:
     """Pillow and torchvision's transforms, as peers' own examples do it."""
 
     def __init__(self, size: int) -> None:
         bicubic = v2.InterpolationMode.BICUBIC
-        self._steps = v2.Compose([v2.Resize(size, bicubic), v2.CenterCrop(size), v2.PILToTensor()])
+        self._steps = v2.Compose(
+            [v2.Resize(shorter(size), bicubic), v2.CenterCrop(size), v2.PILToTensor()]
+        )
 
     def picture(self, picture: Any) -> Tensor:
         """(3, size, size) of a Pillow picture."""
@@ -34,7 +38,9 @@ class Tensors:
 
     def __init__(self, size: int) -> None:
         bilinear = v2.InterpolationMode.BILINEAR
-        self._steps = v2.Compose([v2.Resize(size, bilinear, antialias=True), v2.CenterCrop(size)])
+        self._steps = v2.Compose(
+            [v2.Resize(shorter(size), bilinear, antialias=True), v2.CenterCrop(size)]
+        )
 
     def blob(self, blob: bytes) -> Tensor:
         """(3, size, size) of a JPEG."""
@@ -46,9 +52,9 @@ class Same:
     """The decoder and the crop of this project, for a peer's samples."""
 
     def __init__(self, size: int) -> None:
-        self._frame = Frame(width=size, height=size)
+        self._frame = Frame(width=size, height=size, resize=shorter(size))
 
     def blob(self, blob: bytes) -> Tensor:
         """(3, size, size) of a JPEG."""
-        pixels, whole = decode.image(blob, fit=(self._frame.width, self._frame.height))
+        pixels, whole = decode.image(blob, fit=self._frame.fit)
         return frame(pixels, self._frame, 0, size=whole)[0]
