@@ -16,7 +16,7 @@ from ..rounds import Row, interleave
 from . import growth, home, peers, report, stock, truth
 from .arm import Job
 from .parts import PARTS, Arm, Part, job
-from .wire import Wire
+from .wire import between
 
 RECORD = home.HOME / "results.jsonl"
 
@@ -69,13 +69,12 @@ def _measured(part: Part, server: dict[str, str], limit_s: float) -> Callable[[s
         cache.mkdir()
         out.unlink(missing_ok=True)
         asked = job(part, arm, cache=str(cache), out=str(out), limit_s=limit_s)
-        with Wire(server["AWS_ENDPOINT_URL"]) as wire:
-            endpoint = wire.url if arm.samples else server["AWS_ENDPOINT_URL"]
+        with between(server["AWS_ENDPOINT_URL"], arm.between) as (endpoint, received):
             found = _run(arm, asked, server | {"AWS_ENDPOINT_URL": endpoint}, out.parent)
         if not out.exists():
             return {"error": f"exit {found.code}: {found.said[-600:]}"}
         seen = json.loads(out.read_text())
-        mb = wire.received(seen["first"]) / 1e6
+        mb = received(seen["first"]) / 1e6
         return _row(part, arm, asked, found, seen) | {"mb": mb}
 
     return one

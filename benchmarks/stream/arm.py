@@ -21,9 +21,15 @@ WORKERS = 2
 SHUFFLE = 1000
 """Samples in the shuffle buffer of peers that have one."""
 CHECKED = 16
+"""Every so-many-th sample has its bytes or pixels compared, in every arm."""
 
 Batches = Iterable[tuple[Sequence[str], Any]]
 """(keys, a list of (jpg, txt) bytes or uint8 pixels of (B, 3, S, S) or (B, S, S, 3))."""
+
+
+def shorter(size: int) -> int:
+    """Pixels of the shorter side before the crop: ImageNet's Resize(256), CenterCrop(224)."""
+    return 256 if size == 224 else size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,11 @@ class Job:
     """Where in the epoch to start, in samples."""
     samples: int | None = None
     """Stop after as many samples."""
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the shorter side before the crop."""
+        return shorter(self.size)
 
     @property
     def raw(self) -> bool:

@@ -55,6 +55,7 @@ _WEB = tuple(name for name in _PEERS if name.startswith("webdataset"))
 _SAME = tuple(name for name in PARTS["decoded"].names if name.endswith(SAME))
 _FIRST, _MEMORY = "first_after_imports_s", "resident_mib"
 _CPU = "cpu_s_per_gb"
+_BAD, _WELL = "proxy with 1 % faults", "proxy without faults"
 
 
 def _ratio(part: str, says: str, over: str, under: str | tuple[str, ...], name: str) -> Goal:
@@ -85,6 +86,7 @@ GOALS = (
     _least(0.8, _ratio("large", "share of the scaled decode limit", OURS, "limit: scaled", "rate")),
     _most(1.15, _ratio("fetch", "CPU/GB of a local read's", "fetch file", "limit: read", _CPU)),
     _most(1.3, _ratio("fetch", "CPU/GB of a GET loop's", "fetch S3", "limit: ranged GET", _CPU)),
+    _least(0.9, _ratio("faults", "rate with 1 % faults over none", _BAD, _WELL, "rate")),
     *(
         _most(1.2, _ratio("growth", f"{says}, {over} over {under}", over, under, name))
         for says, name in (("first batch", _FIRST), ("memory", _MEMORY))

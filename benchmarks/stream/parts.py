@@ -27,6 +27,8 @@ class Arm:
     """Where in the epoch to start, as a share of it."""
     samples: int | None = None
     """Stop after as many samples."""
+    between: str = ""
+    """What stands between the arm and the server; see `wire.between`."""
     data: str = ""
     """A set other than the part's."""
 
@@ -105,6 +107,16 @@ _FETCH = (
     Arm(name="fetch S3", module="ours", pixels="fetch"),
     Arm(name="fetch S3 again", module="ours", pixels="fetch"),
 )
+_PROXY = Arm(
+    name="proxy without faults", module="ours", pixels="same", samples=8000, between="faults 0"
+)
+_FAULTS = (
+    _PROXY,
+    replace(_PROXY, name="proxy with 1 % faults", between="faults 0.01"),
+    replace(_PROXY, name="no proxy", between=""),
+    replace(_PROXY, name="proxy without faults again"),
+)
+_FIRST = Arm(name="first batch", module="ours", pixels="same", samples=1, between="count")
 
 PARTS = {
     "raw": Part(
@@ -123,19 +135,23 @@ PARTS = {
         arms=_between("same", *_peers("shipped"), *_peers("same", SAME), _limit("scaled")),
     ),
     "fetch": Part(title="CPU-seconds per GB", data="a", arms=_FETCH),
+    "faults": Part(
+        title="Decoded to 224 px through a proxy that fails 1 % of all requests in some way",
+        data="a",
+        arms=_FAULTS,
+    ),
     "growth": Part(
         title="Ten times the shards: start to the first batch",
         data="g20",
         arms=tuple(
-            Arm(name=f"{n} shards", module="ours", pixels="same", samples=1, data=f"g{n}")
-            for n in (20, 200, 2000)
+            replace(_FIRST, name=f"{n} shards", data=f"g{n}", between="") for n in (20, 200, 2000)
         ),
     ),
     "resume": Part(
         title="Resume in the middle of an epoch: start to the first batch",
         data="a",
         arms=tuple(
-            Arm(name=name + label, module="ours", pixels="same", samples=1, first=at, route=route)
+            replace(_FIRST, name=name + label, first=at, route=route)
             for label, route in (("", ""), (BARE, "bare"))
             for name, at in _STARTS.items()
         ),

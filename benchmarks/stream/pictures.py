@@ -22,10 +22,9 @@ from PIL import Image
 from diptych.data import pack
 
 from . import home
+from .arm import CHECKED, shorter
 
 PER_SHARD = 500
-CHECKED = 16
-"""Every so-many-th sample has its bytes or pixels compared, in every arm."""
 _NAMES = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "china", "flower")
 _WORDS = ("a", "the", "old", "red", "small", "quiet", "boat", "street", "cat", "under", "near")
 
@@ -51,11 +50,6 @@ KINDS = {
     "g200": Kind(4_000, 64, 90, 1, 8, size=64),
     "g2000": Kind(40_000, 64, 90, 1, 8, size=64),
 }
-
-
-def shorter(size: int) -> int:
-    """Pixels of the shorter side before the crop: ImageNet's Resize(256), CenterCrop(224)."""
-    return 256 if size == 224 else size
 
 
 def make(name: str) -> None:

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from diptych.data import decode
 from diptych.data.transforms import Frame, frame
 
-from .pictures import shorter
+from .arm import shorter
 
 
 class Shipped:

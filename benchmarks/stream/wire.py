@@ -1,13 +1,48 @@
-"""A relay before the S3 server that counts the bytes it hands back."""
+"""What may stand between an arm and the S3 server: a relay that counts, a proxy with faults."""
 
 import asyncio
+import random
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
+
+from diptych.tests.faults import KINDS, FaultProxy, proxied
+
+
+@contextmanager
+def between(endpoint: str, what: str) -> Iterator[tuple[str, Callable[[float], int]]]:
+    """Yields the URL to give to an arm, and the bytes received until a `time.monotonic()`.
+
+    Args:
+        endpoint: of the server.
+        what: nothing, `count`, or `faults SHARE` for faults of all kinds at that share of requests.
+    """
+    if what == "count":
+        with Wire(endpoint) as wire:
+            yield wire.url, wire.received
+    elif what:
+        with proxied(endpoint) as (proxy, url):
+            proxy.faults("any", share=float(what.removeprefix("faults ")))
+            _any_kind(proxy)
+            yield url, lambda until: proxy.served
+    else:
+        yield endpoint, lambda until: 0
+
+
+def _any_kind(proxy: FaultProxy) -> None:
+    """Draws the kind of each fault."""
+    draw, one = random.Random(0), proxy.fault
+
+    def fault(method: str) -> str:
+        return one(method) and draw.choice(KINDS)
+
+    proxy.fault = fault
 
 
 class Wire:
-    """Listens on a free port of loopback while it is entered."""
+    """A relay that counts; listens on a free port of loopback while it is entered."""
 
     def __init__(self, endpoint: str) -> None:
         self._host, self._port = urlsplit(endpoint).hostname, urlsplit(endpoint).port

@@ -13,7 +13,6 @@ import numpy as np
 import simplejpeg
 
 from ..arm import WORKERS, Batches, Job, run, unchecked
-from ..pictures import shorter
 
 _RANGE_BYTES = 8 << 20
 _BLOBS = 2000
@@ -47,7 +46,7 @@ def _wait(_: int) -> None:
 
 
 def _decode(job: Job, number: int) -> list[str]:
-    least = shorter(job.size) if job.route == "scaled" else 0
+    least = job.resize if job.route == "scaled" else 0
     for blob in _files:
         simplejpeg.decode_jpeg(blob, "RGB", min_height=least, min_width=least)
     return [unchecked(number * _BLOBS + place) for place in range(len(_files))]

@@ -12,7 +12,6 @@ from diptych.data.plan import Plan
 from diptych.data.transforms import Pixels
 
 from ..arm import BATCH, WORKERS, Batches, Job, run, unchecked
-from ..pictures import shorter
 
 _RANGE_BYTES = 8 << 20
 _CONNECTIONS = 8
@@ -33,9 +32,7 @@ def batches(job: Job) -> Batches:
             yield [raw.record.key for raw in found], members
         return
     text = tokens.load(storage.join(job.remote, "tokenizer.json"), 64)
-    recipe = Recipe(
-        text="txt", image_size=job.size, seed=0, pixels=Pixels(resize=shorter(job.size))
-    )
+    recipe = Recipe(text="txt", image_size=job.size, seed=0, pixels=Pixels(resize=job.resize))
     # `bare` reads nothing ahead, so that what the first batch needs can be counted to the byte.
     bare: dict[str, Any] = {"ahead": 1, "memory": 0} if job.route == "bare" else {}
     loader = Loader(plan, text, recipe, start=start, stop=stop, threads=WORKERS, **bare)
