@@ -23,6 +23,10 @@ def batches(job: Job) -> Batches:
             return row["key"], decode.blob(row["jpg"]) if decode else (row["jpg"], row["txt"])
 
     data = Samples(remote=job.remote, local=job.cache, shuffle=True, batch_size=BATCH)
+    # Its S3 client has read the index here; workers that inherit the open connection read each
+    # other's answers, wait a minute for their own, or deliver damaged samples.
+    for stream in data.streams:
+        stream._downloader.clean_up()
     yield from DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=collate)
 
 
