@@ -7,6 +7,7 @@ import torch
 
 from ..arm import BATCH, SHUFFLE, WORKERS, Batches, Job, run
 from ..pixels import Same, Shipped
+from .forks import unshare
 
 energon = importlib.import_module("megatron.energon")
 
@@ -50,7 +51,9 @@ def batches(job: Job) -> Batches:
         task_encoder=Encoder(),
         repeat=False,
     )
-    yield from energon.get_loader(data)
+    loader = energon.get_loader(data)
+    unshare()
+    yield from loader
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from ..arm import BATCH, WORKERS, Batches, Job, run
 from ..pixels import Same, Shipped
+from .forks import unshare
 from .loose import collate
 
 streaming = importlib.import_module("streaming")
@@ -23,10 +24,7 @@ def batches(job: Job) -> Batches:
             return row["key"], decode.blob(row["jpg"]) if decode else (row["jpg"], row["txt"])
 
     data = Samples(remote=job.remote, local=job.cache, shuffle=True, batch_size=BATCH)
-    # Its S3 client has read the index here; workers that inherit the open connection read each
-    # other's answers, wait a minute for their own, or deliver damaged samples.
-    for stream in data.streams:
-        stream._downloader.clean_up()
+    unshare()
     yield from DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=collate)
 
 
