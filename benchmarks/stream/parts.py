@@ -100,10 +100,14 @@ def _between(pixels: str, *others: Arm) -> tuple[Arm, ...]:
 SAME = ", our decoder"
 BARE = ", nothing read ahead"
 _STARTS = {"1 %": 0.01, "50 %": 0.5, "99 %": 0.99}
+_READ = Arm(name="limit: read", module="limits", pixels="raw", route="file", limit=True)
+_GET = replace(_READ, name="limit: ranged GET", route="s3")
 _FETCH = (
-    Arm(name="limit: read", module="limits", pixels="raw", route="file", limit=True),
+    _READ,
+    replace(_READ, name="limit: read, new memory", route="file new"),
     Arm(name="fetch file", module="ours", pixels="fetch", local=True),
-    Arm(name="limit: ranged GET", module="limits", pixels="raw", route="s3", limit=True),
+    _GET,
+    replace(_GET, name="limit: ranged GET, new memory", route="s3 new"),
     Arm(name="fetch S3", module="ours", pixels="fetch"),
     Arm(name="fetch S3 again", module="ours", pixels="fetch"),
 )
