@@ -136,14 +136,21 @@ process, with two workers (threads for diptych) and batches of 80; a peer's cach
 each of its turns, and filling it is timed. Rates count from the end of the imports to the last
 sample of the epoch; the first batch counts from the start of the process, and again from the end
 of the imports. CPU is user and system time of the process and all its children, without the
-imports and without the server. Memory is the largest sum of PSS over the process tree.
+imports and without the server. Memory is the largest sum of PSS over the process tree. An epoch
+that takes longer than `--limit-s` is cut off and marked; it counts with what it had delivered.
 
 Every arm must show the same sample ids and the same bytes (crc32 of each 16th sample) or the same
-pictures (mean of each 16th), or it is an error. Plain arms of a peer decode as its own guide does
-(Pillow and torchvision's transforms; litdata: torchvision's decoder and tensors); those with `our
-decoder` give its samples to the function that diptych's loader uses. diptych runs twice a round;
-when the two differ by more than 10 %, there is no verdict. The limits decode from memory with
-turbojpeg in one process a core: every pixel, or at the smallest scale that covers the square.
-Not measured: DALI, SPDL, FFCV, real S3. No page cache is dropped: what the server and the loose
-files hold is in memory.
+pictures (mean of each 16th), or it is an error. Pictures are resized to 256 px on the shorter side
+and cropped to the middle, 224 or 256 px. Plain arms of a peer decode as its own guide does (Pillow
+and torchvision's transforms; litdata: torchvision's decoder and tensors); those with `our decoder`
+give its samples to the function that diptych's loader uses. diptych runs twice a round; when the
+two differ by more than 10 %, there is no verdict. The limits decode from memory with turbojpeg in
+one process a core: every pixel, or at the smallest scale that covers the square. `new memory` is
+reading into fresh memory, as whoever keeps the bytes must; the other limits reuse one buffer.
+
+Two peers are helped: litdata is allowed plain http, which its default path refuses, and the
+connections that mosaicml-streaming and Energon open before they fork are closed, because workers
+that share one wait a minute or deliver damaged samples. torch on loose files reads this machine's
+page cache, not the bucket. Not measured: DALI, SPDL, FFCV, real S3. No page cache is dropped: what
+the server and the loose files hold is in memory.
 """
