@@ -95,7 +95,8 @@ def _row(part: Part, arm: Arm, asked: Job, found: Measured, seen: dict[str, Any]
     wrong = truth.unequal(seen, data, asked) if compared else ""
     if wrong:
         return {"error": f"not the same work: {wrong}"}
-    seconds = seen["ended"] - seen["first" if arm.limit else "began"]
+    begins_empty = arm.limit or asked.pixels == "fetch"
+    seconds = seen["ended"] - seen["first" if begins_empty else "began"]
     row: Row = {
         "seconds": seconds,
         "samples": seen["samples"],
@@ -108,8 +109,8 @@ def _row(part: Part, arm: Arm, asked: Job, found: Measured, seen: dict[str, Any]
         "resident_mib": seen["resident_mib"],
         "cut": seen["cut"],
     }
-    if seen["bytes"]:
-        row["cpu_s_per_gb"] = seen["cpu_self_s"] / (seen["bytes"] / 1e9)
+    if seen["bytes"] and begins_empty:
+        row["cpu_s_per_gb"] = seen["cpu_from_first_s"] / (seen["bytes"] / 1e9)
         row["mb_per_s"] = seen["bytes"] / 1e6 / seconds
     return row
 
