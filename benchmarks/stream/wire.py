@@ -74,7 +74,10 @@ class Wire:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         above, below = await asyncio.open_connection(self._host, self._port)
-        await asyncio.gather(self._relay(reader, below, 0), self._relay(above, writer, 1))
+        try:
+            await asyncio.gather(self._relay(reader, below, 0), self._relay(above, writer, 1))
+        except asyncio.CancelledError:
+            return  # the relay is leaving; Python 3.11 would print this
 
     async def _relay(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, counted: int
