@@ -19,8 +19,8 @@ _FIRST = {"first batch s": "first_s", "of it after imports s": "first_after_impo
 _EPOCH = {"samples/s": "rate", "CPU ms/sample": "cpu_ms", "peak MiB": "peak_mib", **_FIRST}
 _COLUMNS: dict[str, dict[str, str]] = {
     "fetch": {"CPU-s/GB": "cpu_s_per_gb", "MB/s": "mb_per_s", "peak MiB": "peak_mib"},
-    "growth": {**_FIRST, "resident MiB": "resident_mib"},
-    "resume": {**_FIRST, "MB received": "mb"},
+    "growth": {**_FIRST, "CPU s": "cpu_s", "resident MiB": "resident_mib"},
+    "resume": {**_FIRST, "CPU s": "cpu_s", "MB received": "mb"},
     "seen": {"after imports s": "first_after_imports_s", "resident MiB": "resident_mib"},
 }
 _COMPARED = ("raw", "decoded", "large")
