@@ -1,0 +1,181 @@
+"""Real ranks without Ray: DeepSpeed on gloo, in processes that are forked from one that has
+imported it all, so that a group of any size begins within a fraction of a second.
+
+`python ranks.py JOBS.json` runs jobs one after the other; `run` below is how tests call it.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def run(folder: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
+    """Runs jobs, each `{"do": name, "shape": {...}, ...}`, and returns what rank 0 of each said."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(file)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return [json.loads((folder / f"said-{number}.json").read_text()) for number in range(len(jobs))]
+
+
+def batches(steps: int, rows: int = 8) -> list[Any]:
+    """The same global batches for everybody."""
+    import torch
+
+    from diptych.data.batch import Batch
+
+    draw = torch.Generator().manual_seed(1)
+    return [
+        Batch(
+            keys=tuple(f"s/{row}" for row in range(rows)),
+            draws_B=torch.randint(1 << 62, (rows,), generator=draw),
+            image_BCHW=torch.randint(256, (rows, 3, 8, 8), generator=draw).to(torch.uint8),
+            tokens_BL=torch.randint(4, 37, (rows, 4), generator=draw),
+            real_BL=torch.ones(rows, 4, dtype=torch.bool),
+            fields=({},) * rows,
+        )
+        for _ in range(steps)
+    ]
+
+
+class Rank:
+    """One rank's engine on a tiny model of odd sizes, so that partitions are padded."""
+
+    def __init__(self, job: dict[str, Any], rank: int, port: int) -> None:
+        import torch
+
+        from diptych.cluster.checkpoint import Writer
+        from diptych.cluster.engine import DeepSpeedEngine, join_group
+        from diptych.cluster.journal import Journal
+        from diptych.cluster.shapes import Shape
+        from diptych.finetune.parts import KINDS
+        from diptych.pretrain.objective import Words
+        from diptych.pretrain.run import parse_run
+        from diptych.pretrain.task import Task
+
+        torch.set_num_threads(1)
+        self.job, self.rank, self.shape = job, rank, Shape(whole_below=20, **job["shape"])
+        join_group(rank, self.shape.workers, "127.0.0.1", port, gpu=False)
+        sizes = {"width": 12, "depth": 1, "heads": 2, "grid": 2, "stem": 4, "image_size": 8}
+        values = {
+            "name": "ranks",
+            "model": {"kind": "vlp", "tokens": 4, "dropout": job.get("dropout", 0.0), **sizes},
+            "objectives": [{"kind": "itm", "group": 2}, {"kind": "mrm"}, {"kind": "mlm"}],
+            "data": {"train": "/nowhere", "tokenizer": "/nowhere.json"},
+            "optim": {"lr": 0.01},
+            "ema": {"decay": 0.9},
+            "batch": 8,
+        }
+        values |= job.get("recipe", {})
+        self.settings = parse_run(values, KINDS, source="ranks")
+        torch.manual_seed(0)
+        words = Words(size=37, mask=3, special=(0, 1, 2, 3))
+        task = Task(self.settings.model, self.settings.objectives, words)
+        for name, param in task.named_parameters():
+            if name.startswith(tuple(job.get("freeze", ()))):
+                param.requires_grad = False
+                param.data += job.get("shift", 0.0)
+        self.writer = Writer(
+            run=job.get("out", "/nowhere"),
+            recipe="recipe",
+            rank=rank,
+            world=self.shape.workers,
+            attempt=job.get("attempt", 1),
+            keep=99,
+            journal=Journal(rank),
+            stream=lambda step: {},
+        )
+        self.engine = DeepSpeedEngine(task, self.settings, self.shape, self.writer)
+
+    def step(self, step: int) -> float:
+        """One step on this rank's rows; returns the loss over all rows."""
+        import torch
+
+        rows = 8 // self.shape.workers
+        batch = batches(step + 1)[step].take(self.rank * rows, (self.rank + 1) * rows)
+        torch.manual_seed(step)
+        loss = self.engine.step(batch, 0.01).total.item()
+        return self.engine.sum([loss])[0] / self.shape.workers
+
+    def train(self) -> Any:
+        """Steps from 0, with a checkpoint before and after each; returns losses."""
+        self.engine.save(0, wait=True)
+        losses: list[float] = []
+        for step in range(self.job["steps"]):
+            losses.append(self.step(step))
+            self.engine.save(step + 1, wait=True)
+        if self.job.get("theirs"):
+            self.engine.engine.save_checkpoint(self.job["theirs"])
+        return losses
+
+    def load(self) -> Any:
+        """Takes over each checkpoint of `runs`, saves it again, and takes one step more."""
+        from diptych.pretrain.checkpoint import open_checkpoint
+
+        losses: list[float] = []
+        for number, run in enumerate(self.job["runs"]):
+            checkpoint = open_checkpoint(run)
+            self.engine.restore(checkpoint)
+            self.compare()
+            self.writer.run = f"{self.job['out']}/{number}"
+            self.engine.save(checkpoint.step, wait=True)
+            losses.append(self.step(checkpoint.step))
+        return losses
+
+    def compare(self) -> None:
+        """The weights that are computed with are the fp32 ones, rounded."""
+        import torch
+        from deepspeed.utils import safe_get_full_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        for name, param in self.engine.task.named_parameters():
+            with GatheredParameters([param], enabled=self.shape.zero_stage == 3):
+                if self.shape.zero_stage and param.requires_grad:
+                    ours = safe_get_full_fp32_param(param)
+                    assert torch.equal(ours.to(param.dtype), param.data), name
+
+
+def serve(job: dict[str, Any], rank: int, port: int, said: Path) -> None:
+    """One rank of one job."""
+    found = getattr(Rank(job, rank, port), job["do"])()
+    if rank == 0:
+        said.write_text(json.dumps(found))
+
+
+def main(file: Path) -> None:
+    """Runs the jobs of a file; ends at the first that fails."""
+    import diptych.cluster.engine  # noqa: F401  # imported once, before all forks
+    import diptych.finetune.parts  # noqa: F401
+
+    for number, job in enumerate(json.loads(file.read_text())):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children: list[int] = []
+        for rank in range(job["shape"]["workers"]):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    serve(job, rank, port, file.parent / f"said-{number}.json")
+                    code = 0
+                except BaseException:
+                    print(f"job {number} rank {rank}: {job}\n{traceback.format_exc()}", flush=True)
+                os._exit(code)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if any(codes):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
