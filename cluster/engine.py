@@ -1,5 +1,6 @@
 """A task under DeepSpeed on one rank: step, sum, save, restore."""
 
+import importlib
 import logging
 import os
 import threading
@@ -94,9 +95,8 @@ def require_offload(shape: Shape) -> None:
     """
     if shape.nvme is None:
         return
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
+    ops: Any = importlib.import_module("deepspeed.ops.op_builder")
+    if not ops.AsyncIOBuilder().is_compatible(verbose=False):
         raise ClusterError(
             f"offload to {shape.nvme}: DeepSpeed cannot build its async_io here. Install libaio's "
             "headers (libaio-dev) and a C++ compiler on every node, or offload to 'cpu'."

@@ -1,7 +1,7 @@
 """Which elements of which parameter a rank's optimiser holds, at any ZeRO stage.
 
 DeepSpeed keeps fp32 weights and moments whole (stage 0), or as this rank's part of flat buffers
-with padding at their ends (1, 2, 3). Here they are named runs of elements: views, nothing is copied.
+with padding at their ends (1, 2, 3). Here they are named runs of elements: views, not copies.
 """
 
 from collections.abc import Iterable, Iterator

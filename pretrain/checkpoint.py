@@ -109,7 +109,7 @@ def base_digest(module: nn.Module) -> str | None:
     for name, param in frozen:
         data = param.detach().cpu().contiguous()
         hasher.update(f"{name} {tuple(data.shape)} {data.dtype}".encode())
-        hasher.update(memoryview(data.view(-1).view(torch.uint8).numpy()))
+        hasher.update(form.raw(data))
     return hasher.hexdigest()[:16] if frozen else None
 
 

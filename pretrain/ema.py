@@ -30,4 +30,5 @@ class Ema(Record):
 def average(ema: Ema, averages: Sequence[Tensor], weights: Sequence[Tensor], step: int) -> None:
     """Moves each average towards its weights, in place; both fp32 and of one device."""
     if averages:
-        torch._foreach_lerp_(list(averages), list(weights), 1 - ema.decay_at(step))
+        share = 1 - ema.decay_at(step)
+        torch._foreach_lerp_(list(averages), list(weights), share)  # pyright: ignore[reportPrivateImportUsage]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def put(url: str, name: str, pieces: Sequence[Piece]) -> list[Slice]:
     text += b" " * (-len(text) % 8)
     first, found, views = 8 + len(text), list[Slice](), list[memoryview]()
     for param, kind, offset, data in pieces:
-        view = memoryview(data.numpy()).cast("B")
+        view = raw(data)
         for start in range(0, data.numel(), _CHUNK):
             length = min(_CHUNK, data.numel() - start)
             crc = zlib.crc32(view[4 * start : 4 * (start + length)])
@@ -73,6 +74,12 @@ def put(url: str, name: str, pieces: Sequence[Piece]) -> list[Slice]:
     if found:
         storage.write(storage.join(url, name), struct.pack("<Q", len(text)) + text, *views)
     return found
+
+
+def raw(data: Tensor) -> memoryview:
+    """The bytes of a contiguous host tensor, not copied."""
+    array: Any = data.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 @dataclass(frozen=True, slots=True)

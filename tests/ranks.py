@@ -4,6 +4,7 @@ imported it all, so that a group of any size begins within a fraction of a secon
 `python ranks.py JOBS.json` runs jobs one after the other; `run` below is how tests call it.
 """
 
+import importlib
 import json
 import os
 import socket
@@ -13,6 +14,16 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+EVERYTHING = (
+    "diptych.cluster.engine",
+    "diptych.finetune.parts",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",  # torch.compile, which DeepSpeed's Muon calls at import
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.utils.zero_to_fp32",
+)
+"""Imported once, before all forks: it is most of what a rank's beginning costs."""
 
 
 def run(folder: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
@@ -113,9 +124,24 @@ class Rank:
         for step in range(self.job["steps"]):
             losses.append(self.step(step))
             self.engine.save(step + 1, wait=True)
-        if self.job.get("theirs"):
-            self.engine.engine.save_checkpoint(self.job["theirs"])
+        if theirs := self.job.get("theirs"):
+            self.engine.engine.save_checkpoint(theirs)
+            if self.rank == 0:
+                self.hold_against(theirs)
         return losses
+
+    def hold_against(self, theirs: str) -> None:
+        """Our newest weights are what DeepSpeed's own tool makes of its checkpoint."""
+        import torch
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        from diptych.pretrain.checkpoint import open_checkpoint
+
+        ours = open_checkpoint(self.job["out"]).weights()
+        found = get_fp32_state_dict_from_zero_checkpoint(theirs)
+        assert ours.keys() == found.keys()
+        for name, weights in ours.items():
+            assert torch.equal(weights, found[name]), name
 
     def load(self) -> Any:
         """Takes over each checkpoint of `runs`, saves it again, and takes one step more."""
@@ -123,7 +149,7 @@ class Rank:
 
         losses: list[float] = []
         for number, run in enumerate(self.job["runs"]):
-            checkpoint = open_checkpoint(run)
+            checkpoint = open_checkpoint(run, self.job["step"])
             self.engine.restore(checkpoint)
             self.compare()
             self.writer.run = f"{self.job['out']}/{number}"
@@ -133,15 +159,16 @@ class Rank:
 
     def compare(self) -> None:
         """The weights that are computed with are the fp32 ones, rounded."""
+        import deepspeed
         import torch
         from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
 
+        zero: Any = deepspeed.zero
         for name, param in self.engine.task.named_parameters():
-            with GatheredParameters([param], enabled=self.shape.zero_stage == 3):
+            with zero.GatheredParameters([param], enabled=self.shape.zero_stage == 3):
                 if self.shape.zero_stage and param.requires_grad:
                     ours = safe_get_full_fp32_param(param)
-                    assert torch.equal(ours.to(param.dtype), param.data), name
+                    assert ours is not None and torch.equal(ours.to(param.dtype), param.data), name
 
 
 def serve(job: dict[str, Any], rank: int, port: int, said: Path) -> None:
@@ -153,9 +180,8 @@ def serve(job: dict[str, Any], rank: int, port: int, said: Path) -> None:
 
 def main(file: Path) -> None:
     """Runs the jobs of a file; ends at the first that fails."""
-    import diptych.cluster.engine  # noqa: F401  # imported once, before all forks
-    import diptych.finetune.parts  # noqa: F401
-
+    for module in EVERYTHING:
+        importlib.import_module(module)
     for number, job in enumerate(json.loads(file.read_text())):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
