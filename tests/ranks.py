@@ -118,16 +118,20 @@ class Rank:
         return self.engine.sum([loss])[0] / self.shape.workers
 
     def train(self) -> Any:
-        """Steps from 0, with a checkpoint before and after each; returns losses."""
+        """Steps from 0, with a checkpoint before and after each; returns losses.
+
+        After `theirs_at` steps DeepSpeed's own checkpoint is held against ours, at ZeRO 1 to 3.
+        """
         self.engine.save(0, wait=True)
         losses: list[float] = []
         for step in range(self.job["steps"]):
             losses.append(self.step(step))
             self.engine.save(step + 1, wait=True)
-        if theirs := self.job.get("theirs"):
-            self.engine.engine.save_checkpoint(theirs)
-            if self.rank == 0:
-                self.hold_against(theirs)
+            if step + 1 == self.job.get("theirs_at") and self.shape.zero_stage:
+                theirs = f"{self.job['out']}/theirs"
+                self.engine.engine.save_checkpoint(theirs)
+                if self.rank == 0:
+                    self.hold_against(theirs)
         return losses
 
     def hold_against(self, theirs: str) -> None:
