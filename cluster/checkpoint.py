@@ -94,7 +94,7 @@ class Writer:
         place = form.folder(self.run, snapshot.step)
         journal.put(self.run, snapshot.step, self.attempt, self.rank, snapshot.page)
         mine = f"attempt-{self.attempt}/rank-{self.rank}"
-        found = slices.put(place, f"{mine}.safetensors", snapshot.pieces)
+        found = slices.put_slices(place, f"{mine}.safetensors", snapshot.pieces)
         storage.write(
             storage.join(place, f"{mine}.json"), json.dumps([astuple(s) for s in found]).encode()
         )

@@ -124,19 +124,16 @@ def create(url: str, data: bytes) -> bool:
         StorageError: denied, full, unreachable.
     """
     url = absolute(url)
-    if is_local(url):
-        try:
+    try:
+        if is_local(url):
             with explained(url), _writing_file(local_path(url), _link) as file:
                 file.write(data)
-        except FileExistsError:
-            return read(url) == data
-        return True
-    bucket, _, key = _strip(url).partition("/")
-    body = {"Bucket": bucket, "Key": key, "Body": data, "IfNoneMatch": "*"}
-    try:
-        _remote(url, lambda: _fs(url).call_s3("put_object", **body))
+        else:
+            bucket, _, key = _strip(url).partition("/")
+            body = {"Bucket": bucket, "Key": key, "Body": data, "IfNoneMatch": "*"}
+            _remote(url, lambda: _fs(url).call_s3("put_object", **body))
     except StorageError as err:
-        if refused(err):
+        if isinstance(err.__cause__, FileExistsError) or refused(err):
             return read(url) == data
         raise
     return True

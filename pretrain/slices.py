@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ..data import storage
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StorageError
 
 Piece = tuple[str, str, int, Tensor]
 """(parameter, kind, first element in the flattened parameter, flat fp32 tensor)."""
 
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
 """Elements that one crc32 covers: whoever needs a few of them reads these, not a whole tensor."""
 _SPAN = 32 << 20
 """Bytes of one ranged read, about."""
@@ -53,7 +53,7 @@ class Slice:
         return self.offset + self.length
 
 
-def put(url: str, name: str, pieces: Sequence[Piece]) -> list[Slice]:
+def put_slices(url: str, name: str, pieces: Sequence[Piece]) -> list[Slice]:
     """Writes contiguous fp32 host tensors to the file `name` below `url`; says where each lies."""
     head, size = {}, 0
     for param, kind, offset, data in pieces:
@@ -62,17 +62,20 @@ def put(url: str, name: str, pieces: Sequence[Piece]) -> list[Slice]:
         head[key] = {"dtype": "F32", "shape": [data.numel()], "data_offsets": place}
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)
-    first, found, views = 8 + len(text), list[Slice](), list[memoryview]()
+    first, found, chunks = 8 + len(text), list[Slice](), list[memoryview]()
     for param, kind, offset, data in pieces:
         view = raw(data)
         for start in range(0, data.numel(), _CHUNK):
             length = min(_CHUNK, data.numel() - start)
-            crc = zlib.crc32(view[4 * start : 4 * (start + length)])
-            found.append(Slice(param, kind, offset + start, length, name, first + 4 * start, crc))
+            chunks.append(view[4 * start : 4 * (start + length)])
+            crc, place = zlib.crc32(chunks[-1]), first + 4 * start
+            found.append(Slice(param, kind, offset + start, length, name, place, crc))
         first += len(view)
-        views.append(view)
-    if found:
-        storage.write(storage.join(url, name), struct.pack("<Q", len(text)) + text, *views)
+    if not found:
+        return []
+    with storage.writing(storage.join(url, name)) as file:
+        for chunk in (struct.pack("<Q", len(text)) + text, *chunks):
+            file.write(chunk)
     return found
 
 
@@ -92,16 +95,18 @@ class Want:
     into: Tensor
 
 
-def cover(slices: Iterable[Slice], offset: int, into: Tensor) -> tuple[list[Want], int]:
-    """Who fills `into` with the elements from `offset` on; `slices` are in order of offset.
+def cover(slices: Iterable[Slice], offset: int, into: Tensor, whole: int) -> tuple[list[Want], int]:
+    """Who fills `into` with the elements from `offset` on of a parameter of `whole` elements.
+
+    `slices` are in order of offset.
 
     Returns (what to read, how many elements it covers before the first hole).
     """
     wants: list[Want] = []
     at, end = offset, offset + into.numel()
     for piece in slices:
-        if piece.offset > at or at == end:
-            break
+        if piece.offset > at or at == end or piece.end > whole:
+            break  # a hole, all that is wanted, or more than the parameter has
         if piece.end > at:
             last = min(piece.end, end)
             wants.append(Want(piece, at - piece.offset, into[at - offset : last - offset]))
@@ -147,8 +152,16 @@ def _last(piece: Slice) -> int:
 
 
 def _fetch(url: str, span: list[Want]) -> bytes:
-    first, last = span[0].slice, span[-1].slice
-    return storage.read(storage.join(url, first.file), first.start, _last(last))
+    file, end = storage.join(url, span[0].slice.file), _last(span[-1].slice)
+    try:
+        return storage.read(file, span[0].slice.start, end)
+    except StorageError as err:
+        if storage.exists(file) and storage.stat(file)[0] >= end:
+            raise
+        raise CheckpointError(
+            f"{file} is missing or cut short. Restore it, or delete {url}: an older checkpoint is "
+            "gone on from."
+        ) from err
 
 
 def _place(url: str, span: list[Want], data: memoryview) -> None:
@@ -159,7 +172,8 @@ def _place(url: str, span: list[Want], data: memoryview) -> None:
         if zlib.crc32(view) != piece.crc32:
             raise CheckpointError(
                 f"{storage.join(url, piece.file)} is damaged at byte {piece.start}: crc32 of "
-                f"{piece.kind} {piece.param}. Go back to an older checkpoint."
+                f"{piece.kind} {piece.param}. Restore it, or delete {url}: an older checkpoint is "
+                "gone on from."
             )
         wanted = view[4 * want.first : 4 * (want.first + want.into.numel())]
         want.into.copy_(torch.frombuffer(bytearray(wanted), dtype=torch.float32))
