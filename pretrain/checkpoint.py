@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,8 @@ def folder(run: str, step: int) -> str:
 
 def claim(run: str, attempt: int) -> bool:
     """Takes an attempt's number; False if it is taken. Older attempts can publish nothing more."""
-    return storage.create(storage.join(run, FOLDER, _ATTEMPTS, f"{attempt:06d}"), b"{}")
+    name = uuid.uuid4().hex.encode()  # whose it is, should the request be tried again
+    return storage.create(storage.join(run, FOLDER, _ATTEMPTS, f"{attempt:06d}"), name)
 
 
 def commit(
@@ -175,9 +177,10 @@ def retain(run: str, keep: int) -> None:
     """Deletes all but the newest `keep` complete checkpoints, and what never became one."""
     complete = steps(run)
     oldest = complete[-keep:][0] if complete else 0
-    for step in [found for found in _steps(run) if found < oldest]:
-        storage.delete(storage.join(folder(run, step), "manifest.json"))  # first: it is the promise
-        storage.delete(folder(run, step))
+    for url in [folder(run, found) for found in _steps(run) if found < oldest]:
+        if storage.children(url):  # some stores go on to list folders that are empty
+            storage.delete(storage.join(url, "manifest.json"))  # first: it is the promise
+            storage.delete(url)
 
 
 def steps(run: str) -> list[int]:

@@ -142,19 +142,23 @@ class Rank:
         from diptych.pretrain.checkpoint import open_checkpoint
 
         ours = open_checkpoint(self.job["out"]).weights()
-        found = get_fp32_state_dict_from_zero_checkpoint(theirs)
+        found: Any = get_fp32_state_dict_from_zero_checkpoint(theirs)
         assert ours.keys() == found.keys()
         for name, weights in ours.items():
             assert torch.equal(weights, found[name]), name
 
     def load(self) -> Any:
         """Takes over each checkpoint of `runs`, saves it again, and takes one step more."""
+        from diptych.errors import CheckpointError
         from diptych.pretrain.checkpoint import open_checkpoint
 
         losses: list[float] = []
         for number, run in enumerate(self.job["runs"]):
             checkpoint = open_checkpoint(run, self.job["step"])
-            self.engine.restore(checkpoint)
+            try:
+                self.engine.restore(checkpoint)
+            except CheckpointError as err:
+                return str(err)
             self.compare()
             self.writer.run = f"{self.job['out']}/{number}"
             self.engine.save(checkpoint.step, wait=True)
