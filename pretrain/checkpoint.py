@@ -31,6 +31,8 @@ WEIGHT = "weight"
 EMA = "ema"
 """The kind that holds their moving average; the other kinds are the optimiser's moments."""
 _ATTEMPTS = "attempts"
+_STALE = 16
+"""Folders looked at when old ones are deleted; some stores list empty ones for ever."""
 _FILE = re.compile(r"(attempt-\d+/)?[\w-]+\.safetensors")
 
 
@@ -177,10 +179,10 @@ def retain(run: str, keep: int) -> None:
     """Deletes all but the newest `keep` complete checkpoints, and what never became one."""
     complete = steps(run)
     oldest = complete[-keep:][0] if complete else 0
-    for url in [folder(run, found) for found in _steps(run) if found < oldest]:
-        if storage.children(url):  # some stores go on to list folders that are empty
-            storage.delete(storage.join(url, "manifest.json"))  # first: it is the promise
-            storage.delete(url)
+    stale = [found for found in _steps(run) if found < oldest]
+    for step in stale[-_STALE:]:
+        storage.delete(storage.join(folder(run, step), "manifest.json"))  # first: it is the promise
+        storage.delete(folder(run, step))
 
 
 def steps(run: str) -> list[int]:

@@ -93,8 +93,11 @@ def test_what_is_deleted_is_first_no_checkpoint_any_more(
     assert checkpoint.steps(run) == [10, 15]
     steps = ["00000005", "00000007"]
     assert deleted == [name for step in steps for name in (f"{step}/manifest.json", step)]
-    kept = storage.children(f"{run}/checkpoints")
-    assert [name for name in kept if name.isdigit()] == ["00000010", "00000015", "00000020"]
+    for step in (5, 7):
+        assert not storage.exists(f"{folder(run, step)}/attempt-1/rank-0.json")
+        assert not storage.exists(f"{folder(run, step)}/attempt-1/rank-0.safetensors")
+    assert open_checkpoint(run, 10).read("w", WEIGHT)[1] == 1.0
+    assert storage.exists(f"{folder(run, 20)}/attempt-1/rank-0.json")
 
 
 def test_a_manifest_that_does_not_read_back_is_an_error(

@@ -64,7 +64,8 @@ def test_the_global_batch_stays_whatever_the_machines(name: str, said: Said) -> 
 
 @pytest.mark.parametrize("name", ["dropout, recomputed", "dropout, recomputed at 3"])
 def test_recomputed_activations_are_the_same(name: str, said: Said) -> None:
-    assert said[name] == said["dropout"]
+    rough = 1e-6 if name.endswith("3") else 0.0  # ZeRO-3 has its own linear layer
+    assert said[name] == pytest.approx(said["dropout"], rel=rough)
     assert said["dropout"] != said["plain"]
 
 
