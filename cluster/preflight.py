@@ -22,7 +22,7 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
     with torch.device("meta"):
         task = run.task(text)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    memory, host = _memory(task, run, shape)
+    held, host = memory(task, run, shape)
     return {
         "model": run.model.kind,
         "objectives": ", ".join(objective.kind for objective in run.objectives),
@@ -48,8 +48,8 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
         "epochs": round(run.steps / chart.steps_per_epoch, 2),
         "checkpoints": run.steps // run.checkpoint_steps,
         "bytes of a checkpoint": trained * (16 if run.ema else 12),
-        "bytes of memory per worker, without activations": sum(memory.values()),
-        **{f"  of which {name}": size for name, size in memory.items()},
+        "bytes of memory per worker, without activations": sum(held.values()),
+        **{f"  of which {name}": size for name, size in held.items()},
         **{f"bytes of host memory per worker, {name}": size for name, size in host.items()},
         "blocks of a shuffle window": chart.orders[0].window_blocks,
         "data digest": chart.data,
@@ -58,7 +58,7 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
     }
 
 
-def _memory(task: Task, run: Run, shape: Shape) -> tuple[dict[str, int], dict[str, int]]:
+def memory(task: Task, run: Run, shape: Shape) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that a worker holds for good: (beside its activations, in the host's memory)."""
     width, stage, workers = _BYTES[shape.precision], shape.zero_stage, shape.workers
     shared = {id(param) for param in task.shared}
@@ -70,13 +70,13 @@ def _memory(task: Task, run: Run, shape: Shape) -> tuple[dict[str, int], dict[st
     # ZeRO 1 and 2 keep a copy of the weights to step on, even where these are fp32 themselves.
     copied = width == 2 or stage in (1, 2) or shape.offload_optimiser != "none"
     weights, state = parts // workers * width, share * (12 if copied else 8)
-    memory = {
+    held = {
         "weights": whole * width + (0 if shape.offload_weights != "none" else weights),
         "gradients": (share if stage > 1 else trained) * width,
     }
     host = {"weights": weights} if shape.offload_weights == "cpu" else {}
-    place = memory if shape.offload_optimiser == "none" else host
+    place = held if shape.offload_optimiser == "none" else host
     place["master weights and moments" if copied else "moments"] = state
     if run.ema:
         place["moving average"] = 4 * trained // workers
-    return memory, host
+    return held, host
