@@ -25,6 +25,7 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
     facts = {
         "run": found.place.name,
         "steps": found.checkpoint.step,
+        "weights": found.weights,
         "test data": found.run.data.test,
         "training data digest": found.place.json("run.json").get("data"),
         "recipe digest": found.checkpoint.recipe,

@@ -5,7 +5,7 @@ B rows, L tokens, N regions, D width, C classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -30,9 +30,11 @@ class View:
     """What each objective hid, under its kind."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One encoder pass over a view; every objective reads the same one."""
+class Seen(NamedTuple):
+    """One encoder pass over a view; every objective reads the same one.
+
+    A tuple, since what a module returns must be one for ZeRO-3 to find the tensors in it.
+    """
 
     view: View
     tokens_BLD: Tensor

@@ -12,6 +12,7 @@ from ..data.holes import Budget
 from ..data.loader import Recipe as Rows
 from ..data.tokens import Text
 from ..data.transforms import Pixels
+from .ema import Ema
 from .model import Model
 from .objective import Objective, Words
 from .task import Task
@@ -102,6 +103,8 @@ class Run(Record):
     )
     data: Data
     optim: Optim = Optim()
+    ema: Ema | None = None
+    """Keep a moving average of the weights, for evaluation and export."""
     batch: int = Field(default=128, ge=1)
     """Rows of a global batch, over all workers."""
     steps: int = Field(default=1000, ge=1)
