@@ -1,12 +1,12 @@
 """Schedules, weights and targets: against diffusers in float64, and against golden numbers."""
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from diptych.data.draws import normal, row_key
 from diptych.pretrain.diffusion import targets, weights
@@ -46,7 +46,7 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("ours", "theirs", "start", "end"), SCHEDULES)
-def test_schedules_are_those_of_diffusers(ours: str, theirs: str, start: float, end: float) -> None:
+def test_schedules_are_those_of_diffusers(ours: str, theirs: Any, start: float, end: float) -> None:
     schedule = Schedule.model_validate({"shape": ours, "beta_start": start, "beta_end": end})
     other = DDPMScheduler(1000, start, end, theirs)
     found = schedule.alphas_bar()
@@ -58,7 +58,7 @@ def test_schedules_are_those_of_diffusers(ours: str, theirs: str, start: float, 
 
 @pytest.mark.parametrize(("ours", "theirs", "start", "end"), SCHEDULES)
 def test_zero_terminal_snr_is_that_of_diffusers(
-    ours: str, theirs: str, start: float, end: float
+    ours: str, theirs: Any, start: float, end: float
 ) -> None:
     plain = Schedule.model_validate({"shape": ours, "beta_start": start, "beta_end": end})
     schedule = plain.model_copy(update={"zero_terminal_snr": True})
