@@ -276,7 +276,7 @@ def sample(run: RunArg) -> None:
 
         diptych sample my-diffusion-run
     """
-    _not_built(f"sampling from {run}", "there is no diffusion model before it")
+    _not_built(f"sampling from {run}", "pretrain/diffusion/samplers.py draws from a trained task")
 
 
 @app.command()

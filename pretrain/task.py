@@ -4,7 +4,7 @@ It is the only thing that an engine wraps, and nothing else owns a training step
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..errors import RecipeError
 from .model import Model
-from .objective import Objective, Score, Seen, View, Words
+from .objective import Objective, Score, View, Words
 
 
 class Losses(NamedTuple):
@@ -81,12 +81,12 @@ class Task(nn.Module):
             matched_B=torch.ones(batch.rows, dtype=torch.bool, device=device),
         )
 
-    def scores(self, batch: Batch) -> tuple[Seen, dict[str, Score]]:
-        """One encoder pass, and each objective's verdict on it."""
+    def scores(self, batch: Batch) -> tuple[Any, dict[str, Score]]:
+        """What the model gives in one pass, and each objective's verdict on it."""
         view = self.look(batch)
         for objective in self.objectives:
             view = objective.hide(view, self.words)
-        seen: Seen = self.model(view)
+        seen = self.model(view)
         return seen, {o.kind: o.score(self.heads[o.kind], seen) for o in self.objectives}
 
     def forward(self, batch: Batch) -> Losses:
@@ -102,4 +102,7 @@ class Task(nn.Module):
             total = total + objective.weight * summed / batch.rows
             sums[f"{objective.kind}.loss"] = (summed.detach(), valid_B.sum())
             sums[f"{objective.kind}.accuracy"] = (score.hits, score.tries)
+            for name, (value_B, counts_B) in score.parts.items():
+                part_B = counts_B & valid_B
+                sums[f"{objective.kind}.{name}"] = ((value_B * part_B).sum(), part_B.sum())
         return Losses(total=total, sums=sums)
