@@ -40,12 +40,13 @@ _ODD = {
 }
 
 
+@functools.lru_cache(maxsize=1 << 16)  # each step meets the same answers again
 def normal(answer: str) -> str:
     """An answer as the challenge compares it: lower case, no articles or punctuation, digits.
 
     "The T-shirt." is "t shirt", "Two dogs, a cat" is "2 dogs cat".
     """
-    text = " ".join(answer.split("\n")).replace("\t", " ").strip()
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
     words = (_DIGITS.get(word, word) for word in _unmarked(text).lower().split())
     table = _contractions()
     return " ".join(table.get(word, word) for word in words if word not in _ARTICLES)
