@@ -17,7 +17,7 @@ def data_answers(
 
     Examples:
 
-        diptych data answers s3://my-bucket/vqa/train --least 9 > answers.json
+        diptych data answers s3://my-bucket/vqa/train --least 9
     """
     from ..data.index import open_manifest
     from .vocabulary import records, vocabulary

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from diptych.errors import DataError
 from diptych.finetune.metrics.bleu import bleu
+from diptych.finetune.metrics.captions import score_captions
 from diptych.finetune.metrics.cider import cider_d, weights
 from diptych.finetune.metrics.ptb import tokenize
 from diptych.finetune.metrics.rouge import longest_common, rouge_l
@@ -76,6 +77,14 @@ def test_the_whole_way_from_captions_is_too(golden: dict[str, Any]) -> None:
     tokens = [[tokenize(text) for text in texts] for texts in golden["captions"]]
     each = cider_d([texts[0] for texts in tokens], [texts[1:] for texts in tokens])
     assert each == pytest.approx(golden["cider_each"], EXACT, EXACT)
+
+
+def test_all_scores_of_a_test_at_once(golden: dict[str, Any]) -> None:
+    texts = golden["captions"]
+    found = score_captions([one[0] for one in texts], [one[1:] for one in texts])
+    wanted = [*golden["bleu"], golden["rouge"], golden["cider"]]
+    assert list(found) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+    assert list(found.values()) == pytest.approx(wanted, EXACT, EXACT)
 
 
 def test_weights_of_other_captions_serve_as_a_reward(sides: Any) -> None:
