@@ -19,6 +19,7 @@ from .cluster.verbs import data_precompute
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
+from .finetune.verbs import data_answers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app.command("precompute")(data_precompute)
+data_app.command("answers")(data_answers)
 app.add_typer(data_app, name="data")
 console = Console(stderr=False)
 
