@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install format clean
+.PHONY: demo test bench-data install format clean
 
 demo: install
 	$(BIN)/diptych demo
@@ -13,6 +13,10 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# Peers get environments of their own below .bench. `make bench-data ARGS="--only raw --rounds 5"`.
+bench-data: install
+	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.stream $(ARGS)
 
 install: $(VENV)/installed
 

@@ -30,7 +30,7 @@ Arm = Callable[[bytes, Frame], np.ndarray]
 
 def main() -> None:
     """Measures every case and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tar", help="photos to use instead")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--photos", type=int, default=40)

@@ -1,5 +1,6 @@
 """A task under DeepSpeed on one rank: step, sum, save, restore."""
 
+import importlib
 import logging
 import os
 import threading
@@ -10,10 +11,13 @@ import torch
 import torch.distributed as dist
 
 from ..data.batch import Batch
-from ..pretrain.checkpoint import Checkpoint
+from ..errors import ClusterError
+from ..pretrain import ema
+from ..pretrain.checkpoint import EMA, WEIGHT, Checkpoint, base_digest
 from ..pretrain.optim import adamw
 from ..pretrain.run import Run
 from ..pretrain.task import Losses, Task, merge
+from . import partition
 from .checkpoint import Writer, restore
 from .shapes import Shape, deepspeed_config
 
@@ -22,6 +26,10 @@ class DeepSpeedEngine:
     """`pretrain.loop.Engine` on a DeepSpeed rank."""
 
     def __init__(self, task: Task, run: Run, shape: Shape, writer: Writer) -> None:
+        require_offload(shape)
+        if shape.recompute:
+            task.recompute()
+        self.base = base_digest(task)
         optimiser = adamw(task, run.optim)
         for group in optimiser.param_groups:
             group["lr"] = 0.0  # ZeRO takes one empty step to make its state; it must move nothing
@@ -30,12 +38,18 @@ class DeepSpeedEngine:
         self.engine: Any = deepspeed.initialize(
             model=task, optimizer=optimiser, config=deepspeed_config(run, shape)
         )[0]
-        restore(self.engine, None)
+        partition.keep_whole(self.engine, task.shared)
+        partition.set_steps(self.engine, 0)
+        self.ema, self.steps = run.ema, 0
+        mine = partition.owned(self.engine, self.rank, shape.workers) if run.ema else []
+        self._weights = [piece for piece in mine if piece[1] == WEIGHT]
+        self._averages = [(name, EMA, at, data.clone()) for name, _, at, data in self._weights]
         self._saving: threading.Thread | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over weights and optimiser state, whatever world size or stage wrote them."""
-        restore(self.engine, checkpoint)
+        restore(self.engine, checkpoint, self._averages, self.base)
+        self.steps = checkpoint.step
 
     def step(self, batch: Batch, lr: float) -> Losses:
         for group in self.engine.optimizer.param_groups:
@@ -46,6 +60,10 @@ class DeepSpeedEngine:
             self.engine.backward(losses.total)
             self.engine.step()
             done.append(losses)
+        if self.ema:
+            pairs = ([piece[3] for piece in held] for held in (self._averages, self._weights))
+            ema.average(self.ema, *pairs, step=self.steps)
+        self.steps += 1
         return merge(done)
 
     def sum(self, values: list[float]) -> list[float]:
@@ -55,7 +73,7 @@ class DeepSpeedEngine:
 
     def save(self, step: int, *, wait: bool) -> None:
         self._join()
-        snapshot = self.writer.snapshot(self.engine, step)
+        snapshot = self.writer.snapshot(self.engine, step, self._averages, self.base)
         self._saving = threading.Thread(target=self.writer.write, args=(snapshot,))
         self._saving.start()
         if wait:
@@ -67,6 +85,22 @@ class DeepSpeedEngine:
             self._saving.join()
             self._saving = None
         self.writer.raise_fault()
+
+
+def require_offload(shape: Shape) -> None:
+    """Asks, of this machine, whether DeepSpeed can offload to its disk, if it is to.
+
+    Raises:
+        ClusterError: it cannot.
+    """
+    if shape.nvme is None:
+        return
+    ops: Any = importlib.import_module("deepspeed.ops.op_builder")
+    if not ops.AsyncIOBuilder().is_compatible(verbose=False):
+        raise ClusterError(
+            f"offload to {shape.nvme}: DeepSpeed cannot build its async_io here. Install libaio's "
+            "headers (libaio-dev) and a C++ compiler on every node, or offload to 'cpu'."
+        )
 
 
 def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:

@@ -5,7 +5,7 @@ B rows, L tokens, N regions, D width, C classes, E width of the space that both 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -36,6 +36,8 @@ class View:
     an area is no region."""
     targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What each objective hid, under its kind."""
+    time_B: Tensor | None = None
+    """How noised the image is, from 0 to 1000; None where no objective adds noise."""
 
 
 def real_regions(view: View) -> Tensor | None:
@@ -46,8 +48,7 @@ def real_regions(view: View) -> Tensor | None:
     return (right_BN > left_BN) & (bottom_BN > top_BN)
 
 
-@dataclass(frozen=True)
-class Towers:
+class Towers(NamedTuple):
     """What the model made of each side before the two met."""
 
     text_BE: Tensor
@@ -58,9 +59,11 @@ class Towers:
     """Row numbers (B,) -> the pair's state (B, D) of each image with the text of that row."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One encoder pass over a view; every objective reads the same one."""
+class Seen(NamedTuple):
+    """One encoder pass over a view; every objective reads the same one.
+
+    A tuple, since what a module returns must be one for ZeRO-3 to find the tensors in it.
+    """
 
     view: View
     tokens_BLD: Tensor
@@ -70,6 +73,14 @@ class Seen:
     """The word embeddings, for objectives that predict words."""
     towers: Towers | None = None
     """None where the model mixes words and regions from its first layer on."""
+
+
+class Denoised(NamedTuple):
+    """What a denoiser says of a view whose image is noised."""
+
+    view: View
+    said_BCHW: Tensor
+    """Noise, velocity or image: what the objective makes of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,10 @@ class Score:
     """Number of right predictions, 0-d."""
     tries: Tensor
     """Number of predictions, 0-d."""
+    parts: Mapping[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[str, tuple[Tensor, Tensor]]
+    )
+    """More to report: name -> (value of each row, bool, True for rows that count)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +107,8 @@ class Sizes:
 
     width: int
     vocabulary: int
-    regions: int
-    region_values: int
+    regions: int = 0
+    region_values: int = 0
     """Values of one region: of its pixels, height x width x channels, or of its features; 0 where
     a region is neither a cell of a square grid nor found beforehand."""
     epsilon: float = 1e-5
@@ -108,6 +123,8 @@ class Objective(Part):
     `hide` runs before the encoder pass, in the order of the recipe; `score` after it.
     """
 
+    reads: ClassVar[type] = Seen
+    """What its model must give: `Seen`, or `Denoised`."""
     weight: float = 1.0
 
     @property
@@ -132,8 +149,8 @@ class Objective(Part):
         """What the head says of rows with nothing hidden, (B, C); None where that means nothing."""
         return None
 
-    def score(self, head: Any, seen: Seen) -> Score:
-        """Loss and hits of each row."""
+    def score(self, head: Any, seen: Any) -> Score:
+        """Loss and hits of each row; `seen` is of the type that it reads."""
         raise NotImplementedError(f"objective {self.kind!r} has no score")
 
 
@@ -146,5 +163,7 @@ class Words:
     mask: int
     special: tuple[int, ...]
     """Ids that stand for no word and are never hidden."""
+    empty: tuple[int, ...]
+    """Ids of the empty text: what is left of a caption that is dropped."""
     joined: tuple[int, ...] = ()
     """Ids of pieces that go on with the word before them."""

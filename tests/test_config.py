@@ -122,8 +122,8 @@ def test_a_shape_names_its_mistakes_too() -> None:
         find_shape("pair", ["wokers=3"])
     with pytest.raises(RecipeError, match=r"unknown 'pare'\. Did you mean 'pair'\?"):
         find_shape("pare", [])
-    with pytest.raises(RecipeError, match="zero_stage: Input should be 0, 1 or 2"):
-        find_shape("one", ["zero_stage=3"])
+    with pytest.raises(RecipeError, match="zero_stage: Input should be 0, 1, 2 or 3"):
+        find_shape("one", ["zero_stage=4"])
 
 
 # What values mean.

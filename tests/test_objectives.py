@@ -283,7 +283,7 @@ def test_alignment_draws_words_to_regions_and_foreign_ones_away(rows: Rows, text
 
 
 def small_words(text: Text) -> Any:
-    return Words(size=text.size, mask=text.mask, special=text.special, joined=text.joined)
+    return Words(size=text.size, mask=text.mask, special=text.special, empty=(), joined=text.joined)
 
 
 # Masked words, whole and from left to right.

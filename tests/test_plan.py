@@ -262,13 +262,13 @@ def test_a_batch_is_of_one_bucket_and_sources_have_their_shares(make: Callable[[
             assert abs(rows[source] - wanted * steps * plan.batch) <= len(share)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(mixed(), st.data())
 def test_any_restarts_on_any_worlds_see_the_same_batches(
     make: Callable[[], Plan], data: st.DataObject
 ) -> None:
     """4 -> 2 -> 3 -> 8 workers and the like, killed anywhere, each with a plan of its own."""
-    steps = 30
+    steps = 20
     calm = visits_by_step(make(), steps)
     plan, seen, step = make(), list[list[Ref]](), 0
     while step < steps:

@@ -1,5 +1,7 @@
 """Table of contents: one line a model, sorted. Nothing happens at import."""
 
+from .dit import Dit as Dit
 from .single_stream import SingleStream as SingleStream
 from .two_stream import TwoStream as TwoStream
+from .unet import Unet as Unet
 from .vlp import Vlp as Vlp

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..attend import joint_mask
 from ..model import Model
@@ -70,7 +71,7 @@ class VisionLanguage(nn.Module):
 
     def __init__(self, spec: Vlp, vocabulary: int) -> None:
         super().__init__()
-        self.streams = spec.streams
+        self.streams, self.recompute = spec.streams, False
         self.words = nn.Embedding(vocabulary, spec.width)
         self.places = nn.Parameter(torch.zeros(spec.tokens, spec.width))
         self.vision = GridFeatures(spec)
@@ -95,7 +96,10 @@ class VisionLanguage(nn.Module):
         hidden_BSD = torch.cat([text_BLD, regions_BND], dim=1)
         mask_B11S = joint_mask(real_BL, seen_BN, view.causal_B)
         for block in self.blocks:
-            hidden_BSD = block(hidden_BSD, mask_B11S)
+            if self.recompute and self.training:
+                hidden_BSD = checkpoint(block, hidden_BSD, mask_B11S, use_reentrant=False)
+            else:
+                hidden_BSD = block(hidden_BSD, mask_B11S)
         hidden_BSD = self.norm(hidden_BSD)
         return Seen(
             view=view,

@@ -1,6 +1,8 @@
 """Table of contents: one line an objective, sorted. Nothing happens at import."""
 
 from .contrastive import Contrastive as Contrastive
+from .ddpm import DenoisingDiffusion as DenoisingDiffusion
+from .flow import RectifiedFlow as RectifiedFlow
 from .itm import ImageTextMatching as ImageTextMatching
 from .mlm import MaskedLanguage as MaskedLanguage
 from .mrm import MaskedRegion as MaskedRegion

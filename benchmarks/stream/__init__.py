@@ -1,0 +1,1 @@
+"""The stream against its peers: `make bench-data`."""
