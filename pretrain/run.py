@@ -149,7 +149,8 @@ class Run(Record):
 
     def words(self, text: Text) -> Words:
         """The ids that objectives need, of this run's tokenizer."""
-        ids_BL, real_BL = text.encode([""])
+        with torch.device("cpu"):  # `plan` asks where no tensor has data
+            ids_BL, real_BL = text.encode([""])
         empty = tuple(ids_BL[0, real_BL[0]].tolist())
         return Words(size=text.size, mask=text.mask, special=text.special, empty=empty)
 
