@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ..config import Kinds, Part, Record, override, parse, pick
