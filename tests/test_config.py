@@ -191,7 +191,7 @@ def test_a_part_is_addressed_by_position_and_by_kind() -> None:
     for path in ("objectives.mlm.rate", "objectives.2.rate"):
         assert plain(revised(f"{path}=0.25"))["objectives"][2]["rate"] == 0.25
     assert plain(revised("objectives.1={kind: vqa, answers: [a, b]}"))["objectives"][1] == {
-        "kind": "vqa", "weight": 1.0, "answers": ["a", "b"]
+        "kind": "vqa", "weight": 1.0, "answers": ["a", "b"], "soft": False
     }  # fmt: skip
     assert revised("optim.betas.1=0.95").optim.betas == (0.9, 0.95)
     assert revised("objectives=[{kind: mlm}]").objectives[0].kind == "mlm"
