@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ..config import Kinds, Part, Record, override, parse, pick
@@ -151,7 +152,8 @@ class Run(Record):
 
     def words(self, text: Text) -> Words:
         """The ids that objectives need, of this run's tokenizer."""
-        ids_BL, real_BL = text.encode([""])
+        with torch.device("cpu"):  # `plan` asks where no tensor has data
+            ids_BL, real_BL = text.encode([""])
         empty = tuple(ids_BL[0, real_BL[0]].tolist())
         return Words(
             size=text.size,

@@ -89,7 +89,7 @@ class Rank:
         values |= job.get("recipe", {})
         self.settings = parse_run(values, KINDS, source="ranks")
         torch.manual_seed(0)
-        words = Words(size=37, mask=3, special=(0, 1, 2, 3))
+        words = Words(size=37, mask=3, special=(0, 1, 2, 3), empty=(1, 2))
         task = Task(self.settings.model, self.settings.objectives, words)
         for name, param in task.named_parameters():
             if name.startswith(tuple(job.get("freeze", ()))):
