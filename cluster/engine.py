@@ -3,11 +3,13 @@
 import logging
 import os
 import threading
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..data.batch import Batch
 from ..pretrain.checkpoint import Checkpoint
@@ -30,6 +32,8 @@ class DeepSpeedEngine:
         self.engine: Any = deepspeed.initialize(
             model=task, optimizer=optimiser, config=deepspeed_config(run, shape)
         )[0]
+        if self.engine.optimizer is optimiser:
+            optimiser.register_step_pre_hook(_refuse_non_finite)
         restore(self.engine, None)
         self._saving: threading.Thread | None = None
 
@@ -43,10 +47,10 @@ class DeepSpeedEngine:
         done: list[Losses] = []
         for first in range(0, batch.rows, self.micro):
             losses: Losses = self.engine(batch.take(first, first + self.micro))
-            self.engine.backward(losses.total)
+            self.engine.backward(losses.total * _poison(losses.total.detach()))
             self.engine.step()
             done.append(losses)
-        return merge(done)
+        return replace(merge(done), applied=self.engine.was_step_applied())
 
     def sum(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
@@ -67,6 +71,28 @@ class DeepSpeedEngine:
             self._saving.join()
             self._saving = None
         self.writer.raise_fault()
+
+
+def _poison(loss: Tensor) -> Tensor:
+    """1, or NaN where the loss is not finite.
+
+    Then no gradient is finite either, on any rank, and so DeepSpeed takes the step nowhere: it
+    looks at the norm over all ranks. That costs no collective of its own.
+    """
+    return torch.where(torch.isfinite(loss), 1.0, torch.nan).to(loss.dtype)
+
+
+def _refuse_non_finite(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a step without ZeRO, where DeepSpeed itself would apply NaN: leaves nothing to apply.
+
+    Gradients were summed over the ranks, so all ranks find the same. DeepSpeed reads `overflow`.
+    """
+    params = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    optimiser.overflow = not bool(torch.isfinite(norm))  # pyright: ignore[reportAttributeAccessIssue]
+    if optimiser.overflow:  # pyright: ignore[reportAttributeAccessIssue]
+        for param in params:
+            param.grad = None
 
 
 def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
