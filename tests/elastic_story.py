@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import ray
 from rank_faults import spawner
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from rich.console import Console
@@ -38,8 +39,9 @@ def kill(node: Any) -> None:
 
 def drain(node: Any) -> None:
     """A notice of preemption, as a cloud gives it through Ray."""
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    client = ray._raylet.GcsClient(address=node.gcs_address)
+    reason: Any = autoscaler_pb2
+    reason = reason.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client = GcsClient(address=node.gcs_address)
     accepted, why = client.drain_node(node.node_id, reason, "test", int(time.time() + 60) * 1000)
     assert accepted, why
 

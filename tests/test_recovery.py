@@ -1,7 +1,7 @@
 """Runs that meet faults worse than a kill: no number, no progress, no machine."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from rank_faults import key_of
@@ -54,7 +54,7 @@ def calm(runs: str, short: Tiny, ray_here: None) -> RunDir:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_loss_that_is_no_number_is_skipped_by_all(
-    stage: int, fault: Fault, runs: str, short: Tiny
+    stage: Literal[0, 1], fault: Fault, runs: str, short: Tiny
 ) -> None:
     """Rank 1 meets it at step 7; neither rank takes that step, and all others are taken."""
     run = short(f"nan-{stage}")
