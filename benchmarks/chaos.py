@@ -60,7 +60,8 @@ def recipe(url: str, steps: int) -> Run:
 class Killer:
     """Hears what a tracker hears, and kills between 0 and `within_s` seconds after the last one."""
 
-    def __init__(self, kills: int, within_s: float, seed: int) -> None:
+    def __init__(self, kills: int, within_s: float, seed: int, spaced: bool = False) -> None:
+        self.spaced = spaced
         self.left, self.within_s, self.rng = kills, within_s, random.Random(seed)
         self.places: list[Place] = []
         self.waits: list[float] = []
@@ -88,7 +89,7 @@ class Killer:
         while self.left:
             time.sleep(self.rng.uniform(0.05, self.within_s))
             with self._lock:
-                if not self.places:
+                if not self.places or (self.spaced and self._killed_at):
                     continue
                 victim = self.rng.choice(self.places)
                 self.places, self.fresh = [], False
@@ -135,11 +136,10 @@ def losses(place: RunDir) -> list[dict[str, Any]]:
     return [{n: v for n, v in row.items() if n != "seconds"} for row in place.rows("metrics.jsonl")]
 
 
-def chaos(run: Run, runs: str, kills: int, within_s: float, seed: int) -> dict[str, Any]:
+def chaos(run: Run, runs: str, killer: Killer) -> dict[str, Any]:
     """The calm run, the run under fire, and what is the same."""
     with cluster(None, SHAPE):
         calm, calm_s = go(run, f"{runs}/calm", Killer(0, 1, 0))
-        killer = Killer(kills, within_s, seed)
         place, fire_s = go(run, f"{runs}/fire", killer)
     lines = list(ledger.lines(place, open_plan(run), 0, run.steps))
     keys = {(line.shard, line.key, line.epoch) for line in lines}
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=12.0)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--torchrun", type=int, default=0)
+    parser.add_argument("--spaced", action="store_true", help="never while the group resumes")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="diptych-chaos-"))
@@ -200,7 +201,8 @@ def main() -> None:
     with serve(home, "chaos"):
         run = recipe("s3://chaos/easy", asked.steps)
         if asked.kills:
-            facts = chaos(run, "s3://chaos/runs", asked.kills, asked.within, asked.seed)
+            killer = Killer(asked.kills, asked.within, asked.seed, asked.spaced)
+            facts = chaos(run, "s3://chaos/runs", killer)
             print(json.dumps(facts), flush=True)
         if asked.torchrun:
             more = torchrun(run, "s3://chaos/runs", asked.torchrun)
