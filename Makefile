@@ -22,7 +22,7 @@ bench-data: install
 
 # Kills random ranks at random moments; `make chaos KILLS=50`.
 chaos: install
-	$(BIN)/python benchmarks/chaos.py --kills $(KILLS) --steps $$((60 + 60 * $(KILLS)))
+	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.chaos --kills $(KILLS) --steps $$((60 + 60 * $(KILLS)))
 
 install: $(VENV)/installed
 
