@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from .cluster.verbs import data_precompute
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
+from .finetune.verbs import data_answers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app.command("precompute")(data_precompute)
+data_app.command("answers")(data_answers)
 app.add_typer(data_app, name="data")
 console = Console(stderr=False)
 
@@ -40,6 +42,10 @@ RunArg = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's URL, or its name below --runs.")
 ]
 RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A named recipe or a YAML file.")]
+WeightsOpt = Annotated[
+    Literal["ema", "raw"] | None,
+    typer.Option(help="Moving average, or last weights; the average where there is one."),
+]
 ShapeOpt = Annotated[
     str, typer.Option(help="A named shape (one, pair, gpu, node8) or a YAML file.")
 ]
@@ -242,6 +248,7 @@ def evaluate(
     runs: Runs = "runs",
     data: Annotated[str | None, typer.Option(help="Other test data than the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many samples.")] = None,
+    weights: WeightsOpt = None,
     json_: Json = False,
 ) -> None:
     """Score a run's newest checkpoint on test data, with right and with shuffled images.
@@ -253,10 +260,14 @@ def evaluate(
     from .cluster.jobs import find
     from .finetune.score import finished, score
 
-    found = finished(find(run, runs), data=data)
+    found = finished(find(run, runs), data=data, weights=weights)
     with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
         scores = score(found, limit=limit, told=told)
-    show({"step": found.checkpoint.step, **scores}, json_, title=f"{found.place.name}")
+    show(
+        {"step": found.checkpoint.step, "weights": found.weights, **scores},
+        json_,
+        title=f"{found.place.name}",
+    )
 
 
 @app.command()
@@ -267,7 +278,7 @@ def sample(run: RunArg) -> None:
 
         diptych sample my-diffusion-run
     """
-    _not_built(f"sampling from {run}", "there is no diffusion model before it")
+    _not_built(f"sampling from {run}", "pretrain/diffusion/samplers.py draws from a trained task")
 
 
 @app.command()
@@ -276,6 +287,7 @@ def export(
     to: Annotated[str, typer.Option(help="Target format: diptych.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     runs: Runs = "runs",
+    weights: WeightsOpt = None,
     json_: Json = False,
 ) -> None:
     """Write a run's model for use elsewhere, and prove in a clean process that it is the same.
@@ -288,7 +300,7 @@ def export(
     from .finetune.score import finished
     from .finetune.ship import ship
 
-    proof = ship(finished(find(run, runs)), to, out)
+    proof = ship(finished(find(run, runs), weights=weights), to, out)
     show({"folder": str(out), **proof}, json_, title="proof")
 
 

@@ -1,9 +1,9 @@
 """A task under DeepSpeed on one rank: step, sum, save, restore."""
 
+import importlib
 import logging
 import os
 import threading
-from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -12,10 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..pretrain.checkpoint import Checkpoint
+from ..errors import ClusterError
+from ..pretrain import ema
+from ..pretrain.checkpoint import EMA, WEIGHT, Checkpoint, base_digest
 from ..pretrain.optim import adamw
 from ..pretrain.run import Run
 from ..pretrain.task import Losses, Task, merge
+from . import partition
 from .checkpoint import Writer, restore
 from .shapes import Shape, deepspeed_config
 
@@ -24,6 +27,10 @@ class DeepSpeedEngine:
     """`pretrain.loop.Engine` on a DeepSpeed rank."""
 
     def __init__(self, task: Task, run: Run, shape: Shape, writer: Writer) -> None:
+        require_offload(shape)
+        if shape.recompute:
+            task.recompute()
+        self.base = base_digest(task)
         optimiser = adamw(task, run.optim)
         for group in optimiser.param_groups:
             group["lr"] = 0.0  # ZeRO takes one empty step to make its state; it must move nothing
@@ -32,14 +39,20 @@ class DeepSpeedEngine:
         self.engine: Any = deepspeed.initialize(
             model=task, optimizer=optimiser, config=deepspeed_config(run, shape)
         )[0]
+        partition.keep_whole(self.engine, task.shared)
+        partition.set_steps(self.engine, 0)
         if self.engine.optimizer is optimiser:
             optimiser.register_step_pre_hook(_refuse_non_finite)
-        restore(self.engine, None)
+        self.ema, self.steps = run.ema, 0
+        mine = partition.owned(self.engine, self.rank, shape.workers) if run.ema else []
+        self._weights = [piece for piece in mine if piece[1] == WEIGHT]
+        self._averages = [(name, EMA, at, data.clone()) for name, _, at, data in self._weights]
         self._saving: threading.Thread | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over weights and optimiser state, whatever world size or stage wrote them."""
-        restore(self.engine, checkpoint)
+        restore(self.engine, checkpoint, self._averages, self.base)
+        self.steps = checkpoint.step
 
     def step(self, batch: Batch, lr: float) -> Losses:
         for group in self.engine.optimizer.param_groups:
@@ -50,7 +63,12 @@ class DeepSpeedEngine:
             self.engine.backward(losses.total * _poison(losses.total.detach()))
             self.engine.step()
             done.append(losses)
-        return replace(merge(done), applied=self.engine.was_step_applied())
+        applied: bool = self.engine.was_step_applied()
+        if self.ema and applied:
+            pairs = ([piece[3] for piece in held] for held in (self._averages, self._weights))
+            ema.average(self.ema, *pairs, step=self.steps)
+        self.steps += 1
+        return merge(done)._replace(applied=applied)
 
     def sum(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
@@ -59,7 +77,7 @@ class DeepSpeedEngine:
 
     def save(self, step: int, *, wait: bool) -> None:
         self._join()
-        snapshot = self.writer.snapshot(self.engine, step)
+        snapshot = self.writer.snapshot(self.engine, step, self._averages, self.base)
         self._saving = threading.Thread(target=self.writer.write, args=(snapshot,))
         self._saving.start()
         if wait:
@@ -93,6 +111,22 @@ def _refuse_non_finite(optimiser: torch.optim.Optimizer, *_: Any) -> None:
     if optimiser.overflow:  # pyright: ignore[reportAttributeAccessIssue]
         for param in params:
             param.grad = None
+
+
+def require_offload(shape: Shape) -> None:
+    """Asks, of this machine, whether DeepSpeed can offload to its disk, if it is to.
+
+    Raises:
+        ClusterError: it cannot.
+    """
+    if shape.nvme is None:
+        return
+    ops: Any = importlib.import_module("deepspeed.ops.op_builder")
+    if not ops.AsyncIOBuilder().is_compatible(verbose=False):
+        raise ClusterError(
+            f"offload to {shape.nvme}: DeepSpeed cannot build its async_io here. Install libaio's "
+            "headers (libaio-dev) and a C++ compiler on every node, or offload to 'cpu'."
+        )
 
 
 def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:

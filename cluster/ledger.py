@@ -9,6 +9,7 @@ from ..data import storage
 from ..data.index import LineCache
 from ..data.plan import Plan
 from ..errors import DataError, RunError
+from ..pretrain.checkpoint import claim
 from ..pretrain.rundir import RunDir
 from . import journal
 
@@ -32,12 +33,18 @@ class Attempt(NamedTuple):
 
 
 def begin(place: RunDir, start: int, world: int) -> int:
-    """Opens an attempt and returns its number, which no other attempt at this run has."""
+    """Opens an attempt and returns its number, which no other attempt at this run has.
+
+    From here on, older attempts that are still alive somewhere can publish no checkpoint.
+    """
     tried = attempts(place)
-    rows = [*tried, Attempt(len(tried) + 1, start, world)]
+    number = tried[-1].number + 1 if tried else 1
+    while not claim(place.url, number):
+        number += 1
+    rows = [*tried, Attempt(number, start, world)]
     text = "".join(json.dumps(row._asdict()) + "\n" for row in rows)
     storage.write(place.at("attempts.jsonl"), text.encode())
-    return len(rows)
+    return number
 
 
 def attempts(place: RunDir) -> list[Attempt]:

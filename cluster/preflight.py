@@ -6,6 +6,7 @@ import torch
 
 from ..data import tokens
 from ..pretrain.run import Run
+from ..pretrain.task import Task
 from .shapes import Shape, deepspeed_config
 from .worker import open_plan, settled
 
@@ -20,19 +21,12 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
     text = tokens.load(run.data.tokenizer, run.model.tokens)
     with torch.device("meta"):
         task = run.task(text)
-    parameters = sum(p.numel() for p in task.parameters())
-    share = shape.workers if shape.zero_stage else 1
-    width = _BYTES[shape.precision]
-    moments = parameters * 12 // share if width == 2 else parameters * 8 // share
-    memory = {
-        "weights": parameters * width,
-        "gradients": parameters * width,
-        "master weights and moments": moments + (parameters * 4 // share if width == 4 else 0),
-    }
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    held, host = memory(task, run, shape)
     return {
         "model": run.model.kind,
         "objectives": ", ".join(objective.kind for objective in run.objectives),
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in task.parameters()),
         "samples": chart.samples,
         "shards": sum(len(source.manifest.shards) for source in chart.sources),
         "bytes": sum(source.manifest.bytes for source in chart.sources),
@@ -53,11 +47,36 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
         "steps per epoch": round(chart.steps_per_epoch, 2),
         "epochs": round(run.steps / chart.steps_per_epoch, 2),
         "checkpoints": run.steps // run.checkpoint_steps,
-        "bytes of a checkpoint": parameters * 12,
-        "bytes of memory per worker, without activations": sum(memory.values()),
-        **{f"  of which {name}": size for name, size in memory.items()},
+        "bytes of a checkpoint": trained * (16 if run.ema else 12),
+        "bytes of memory per worker, without activations": sum(held.values()),
+        **{f"  of which {name}": size for name, size in held.items()},
+        **{f"bytes of host memory per worker, {name}": size for name, size in host.items()},
         "blocks of a shuffle window": chart.orders[0].window_blocks,
         "data digest": chart.data,
         "plan digest": chart.digest,
         "deepspeed": deepspeed_config(run, shape),
     }
+
+
+def memory(task: Task, run: Run, shape: Shape) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes that a worker holds for good: (beside its activations, in the host's memory)."""
+    width, stage, workers = _BYTES[shape.precision], shape.zero_stage, shape.workers
+    shared = {id(param) for param in task.shared}
+    sizes = [(p.numel(), id(p) in shared) for p in task.parameters()]
+    whole = sum(n for n, kept in sizes if stage < 3 or kept or n <= shape.whole_below)
+    parts = sum(n for n, _ in sizes) - whole
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    share = trained // workers if stage else trained
+    # ZeRO 1 and 2 keep a copy of the weights to step on, even where these are fp32 themselves.
+    copied = width == 2 or stage in (1, 2) or shape.offload_optimiser != "none"
+    weights, state = parts // workers * width, share * (12 if copied else 8)
+    held = {
+        "weights": whole * width + (0 if shape.offload_weights != "none" else weights),
+        "gradients": (share if stage > 1 else trained) * width,
+    }
+    host = {"weights": weights} if shape.offload_weights == "cpu" else {}
+    place = held if shape.offload_optimiser == "none" else host
+    place["master weights and moments" if copied else "moments"] = state
+    if run.ema:
+        place["moving average"] = 4 * trained // workers
+    return held, host

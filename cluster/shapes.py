@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..config import Record, from_yaml, override, parse, unknown
 from ..data import storage
@@ -25,13 +25,39 @@ class Shape(Record):
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs that Ray sets aside, and torch threads, of each worker."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What workers share out: nothing, optimiser state, gradients too, weights too."""
+    whole_below: int = Field(default=100_000, ge=0)
+    """At ZeRO-3, parameters of no more elements than this stay whole on every worker."""
+    offload_optimiser: Literal["none", "cpu"] = "none"
+    """Where fp32 weights and moments live and are updated: on the GPU, or in the host's memory.
+
+    DeepSpeed could keep them on a disk too, but checkpoints, which copy them, could not."""
+    offload_weights: Literal["none", "cpu", "nvme"] = "none"
+    """Where a worker's part of the weights waits until a layer needs it; ZeRO-3 only."""
+    nvme: str | None = None
+    """Folder on a worker's own disk, for `offload_weights: nvme`."""
+    recompute: bool = False
+    """Compute activations again in the backward pass rather than keep them."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Rows of a worker's forward pass; gradients accumulate over the rest. All rows by default."""
     precision: Literal["fp32", "bf16"] = "fp32"
     max_failures: int = Field(default=3, ge=0)
     """Restarts in a row without a new checkpoint in between."""
     keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Shape":
+        if self.offload_weights != "none" and self.zero_stage < 3:
+            raise ValueError(
+                f"offload_weights {self.offload_weights!r} needs zero_stage 3, which shares out "
+                f"weights; it is {self.zero_stage}"
+            )
+        if self.offload_optimiser != "none" and not self.zero_stage:
+            raise ValueError("offload_optimiser 'cpu' needs zero_stage 1 or more; it is 0")
+        if (self.offload_weights == "nvme") != (self.nvme is not None):
+            raise ValueError("nvme names the folder of offload_weights 'nvme': set both or neither")
+        return self
 
     def sizes(self, run: Run) -> "list[Shape]":
         """This shape with every number of workers that the run may go on with, most first.
@@ -104,8 +130,25 @@ def deepspeed_config(run: Run, shape: Shape) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": run.batch // shape.workers // micro,
         "gradient_clipping": run.optim.clip,
-        "zero_optimization": {"stage": shape.zero_stage},
+        "zero_optimization": _zero(shape),
         "zero_allow_untested_optimizer": True,
+        # torch's AdamW is as good on a CPU, and needs no compiler on every machine.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": shape.precision == "bf16"},
         "steps_per_print": 1_000_000_000,
     }
+
+
+def _zero(shape: Shape) -> dict[str, Any]:
+    found: dict[str, Any] = {"stage": shape.zero_stage}
+    if shape.zero_stage == 3:
+        found["stage3_param_persistence_threshold"] = shape.whole_below
+    for name, place in (
+        ("offload_optimizer", shape.offload_optimiser),
+        ("offload_param", shape.offload_weights),
+    ):
+        if place != "none":
+            found[name] = {"device": place, "pin_memory": shape.gpus_per_worker > 0}
+        if place == "nvme":
+            found[name]["nvme_path"] = shape.nvme
+    return found

@@ -31,6 +31,14 @@ def uniform(draws_B: Tensor, purpose: str, count: int) -> Tensor:
     return _bits(draws_B ^ row_key(purpose), count).double() * 2.0**-53
 
 
+def normal(draws_B: Tensor, purpose: str, count: int) -> Tensor:
+    """Returns (B, count) float64 normal numbers, by the inverse of their distribution.
+
+    Like `uniform`: the same for a row whatever stands beside it, the first n of `count` too.
+    """
+    return torch.special.ndtri(uniform(draws_B, purpose, count).clamp(min=2.0**-54))
+
+
 def permutation(count: int, key: int) -> Tensor:
     """A random order of range(count), (count,) int64: the ranks of as many random numbers."""
     return torch.argsort(_bits(torch.tensor([key]), count)[0], stable=True)

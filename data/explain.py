@@ -51,6 +51,11 @@ def is_missing(err: BaseException | None) -> bool:
     return isinstance(err, FileNotFoundError) or _code(err) in ("NoSuchKey", "404")
 
 
+def refused(err: Exception) -> bool:
+    """Whether a conditional write found that the object is there."""
+    return _code(err) in {"PreconditionFailed", "412"}
+
+
 def _code(err: BaseException) -> str:
     """The S3 error code or the client's error name, looked for down the chain of causes."""
     seen: BaseException | None = err
@@ -83,6 +88,7 @@ _ADVICE = {
 _PASSING = {
     *("500", "502", "503", "504", "429", "InternalError", "ServiceUnavailable", "SlowDown"),
     *("RequestTimeout", "TooManyRequests", "Throttling", "ThrottlingException"),
+    "ConditionalRequestConflict",
     *("EndpointConnectionError", "ConnectTimeoutError"),
 }
 _BROKEN = {"ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError"}

@@ -20,7 +20,7 @@ import fsspec
 from ..errors import StorageError
 from . import fetch
 from .explain import explained as explained
-from .explain import is_missing, passing, sentence
+from .explain import is_missing, passing, refused, sentence
 from .reader import Reader
 from .retry import DEFAULT, Passing, insist, memory
 from .upload import Upload
@@ -114,13 +114,49 @@ def writing(url: str) -> Iterator[Any]:
         raise
 
 
+def create(url: str, data: bytes) -> bool:
+    """Writes an object that is not there yet; False, and nothing changed, if it is.
+
+    Of several processes that try at once one succeeds; the object's being these very bytes counts
+    as success, so that a request may be tried again.
+
+    Raises:
+        StorageError: denied, full, unreachable.
+    """
+    url = absolute(url)
+    try:
+        if is_local(url):
+            with explained(url), _writing_file(local_path(url), _link) as file:
+                file.write(data)
+        else:
+            bucket, _, key = _strip(url).partition("/")
+            body = {"Bucket": bucket, "Key": key, "Body": data, "IfNoneMatch": "*"}
+            _remote(url, lambda: _fs(url).call_s3("put_object", **body))
+    except StorageError as err:
+        if isinstance(err.__cause__, FileExistsError) or refused(err):
+            return read(url) == data
+        raise
+    return True
+
+
+def _link(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without hard links
+        if path.exists():
+            raise FileExistsError from None
+        os.replace(part, path)
+
+
 def _write_file(path: Path, data: bytes) -> None:
     with _writing_file(path) as file:
         file.write(data)
 
 
 @contextmanager
-def _writing_file(path: Path) -> Iterator[Any]:
+def _writing_file(path: Path, put: Callable[[Path, Path], None] = os.replace) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -128,7 +164,7 @@ def _writing_file(path: Path) -> Iterator[Any]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        put(part, path)
     finally:
         part.unlink(missing_ok=True)
 

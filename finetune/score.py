@@ -19,7 +19,7 @@ from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
 from .heads import VisualQuestion
 from .parts import KINDS
-from .start import trained_task
+from .start import Weights, kept, trained_task
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Finished:
     run: Run
     text: Text
     checkpoint: Checkpoint
+    weights: Weights
     task: Task
     test: Manifest
 
@@ -43,12 +44,14 @@ class Finished:
         return once(self.test, self.text, self.recipe, limit=limit, batch=rows)
 
 
-def finished(place: RunDir, *, data: str | None = None) -> Finished:
+def finished(place: RunDir, *, data: str | None = None, weights: Weights | None = None) -> Finished:
     """Opens a run for evaluation or export; `data` stands in for the recipe's test data.
+
+    `weights` are the moving average or the last ones; the average where there is one.
 
     Raises:
         RunError: no test data is named anywhere.
-        CheckpointError: nothing was kept yet.
+        CheckpointError: nothing was kept yet, or no average.
     """
     run = place.recipe(KINDS)
     test = data or run.data.test
@@ -56,8 +59,9 @@ def finished(place: RunDir, *, data: str | None = None) -> Finished:
         raise RunError(f"{place.url} names no test data. Say --data s3://bucket/folder.")
     text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
     checkpoint = open_checkpoint(place.url)
-    task = trained_task(run, text, checkpoint)
-    return Finished(place, run, text, checkpoint, task, open_manifest(test))
+    task = trained_task(run, text, checkpoint, weights)
+    which = kept(checkpoint, weights)
+    return Finished(place, run, text, checkpoint, which, task, open_manifest(test))
 
 
 def score(

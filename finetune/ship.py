@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import unknown
+from ..errors import ExportError
+from ..pretrain.objective import Seen
 from . import export
 from .export.folder import Loaded
 from .prove import prove
@@ -18,13 +20,19 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
 
     Raises:
         RecipeError: no such target.
-        ExportError: it could not be written, or not be proven.
+        ExportError: the model is a denoiser, or it could not be written, or not be proven.
     """
     if to not in TARGETS:
         raise unknown(to, list(TARGETS), "--to")
+    if found.run.model.gives is not Seen:
+        raise ExportError(
+            f"{found.place.url} trained a denoiser ({found.run.model.kind}), which {to!r} cannot "
+            "hold yet. Its weights are in its checkpoints."
+        )
     facts = {
         "run": found.place.name,
         "steps": found.checkpoint.step,
+        "weights": found.weights,
         "test data": found.run.data.test,
         "training data digest": found.place.json("run.json").get("data"),
         "recipe digest": found.checkpoint.recipe,

@@ -1,15 +1,25 @@
 """Starting from what another run wrote: its weights, where names and shapes agree."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ..data import storage, tokens
 from ..data.tokens import Text
 from ..errors import CheckpointError
-from ..pretrain.checkpoint import Checkpoint, open_checkpoint
+from ..pretrain.checkpoint import (
+    EMA,
+    WEIGHT,
+    Checkpoint,
+    base_digest,
+    open_checkpoint,
+    require_base,
+)
 from ..pretrain.run import Run
 from ..pretrain.task import Task
+
+Weights = Literal["ema", "raw"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +32,8 @@ class Started:
     """In the checkpoint, but not in this task: the heads of other objectives."""
 
 
-def start(task: Task, checkpoint: Checkpoint) -> Started:
-    """Copies into the task every weight of the checkpoint that it has too.
+def start(task: Task, checkpoint: Checkpoint, kind: str = WEIGHT) -> Started:
+    """Copies into the task every weight of the checkpoint that it has too; frozen ones stay.
 
     Raises:
         CheckpointError: the model itself differs in a name or a shape.
@@ -31,18 +41,15 @@ def start(task: Task, checkpoint: Checkpoint) -> Started:
     state = task.state_dict()
     taken = [name for name in state if checkpoint.shapes.get(name) == tuple(state[name].shape)]
     fresh = [name for name in state if name not in taken]
-    odd = [name for name in fresh if name.startswith("model.")]
+    frozen = {name for name, param in task.named_parameters() if not param.requires_grad}
+    odd = [name for name in fresh if name.startswith("model.") and name not in frozen]
     if odd:
         theirs = checkpoint.shapes.get(odd[0], "nothing")
         raise CheckpointError(
             f"{checkpoint.url} does not fit the model: {odd[0]} is {tuple(state[odd[0]].shape)} "
             f"here and {theirs} there ({len(odd)} differ). Use the same model sizes."
         )
-    found = {
-        name: checkpoint.read(name, "weight").view(state[name].shape).to(state[name].dtype)
-        for name in taken
-    }
-    task.load_state_dict(found, strict=False)
+    checkpoint.fill((name, kind, 0, state[name].view(-1)) for name in taken)
     left = [name for name in checkpoint.shapes if name not in state]
     return Started(tuple(taken), tuple(fresh), tuple(left))
 
@@ -73,10 +80,36 @@ def _require_words(source: str, text: Text) -> None:
             )
 
 
-def trained_task(run: Run, text: Text, checkpoint: Checkpoint) -> Task:
-    """The run's task with the weights of one of its checkpoints, in evaluation mode."""
-    task = run.task(text)
-    found = start(task, checkpoint)
-    if found.fresh:
-        raise CheckpointError(f"{checkpoint.url} lacks {', '.join(found.fresh[:3])}.")
+def kept(checkpoint: Checkpoint, weights: Weights | None) -> Weights:
+    """Which weights of a checkpoint are meant.
+
+    Raises:
+        CheckpointError: the average, and there is none.
+    """
+    there = EMA in checkpoint.kinds
+    if weights == "ema" and not there:
+        raise CheckpointError(
+            f"{checkpoint.url} holds no moving average. Say --weights raw, or train with "
+            "--set ema.decay=0.999."
+        )
+    return weights or ("ema" if there else "raw")
+
+
+def trained_task(
+    run: Run, text: Text, checkpoint: Checkpoint, weights: Weights | None = None
+) -> Task:
+    """The run's task with the weights of one of its checkpoints, in evaluation mode.
+
+    `weights` are their moving average (`ema`) or the last ones (`raw`); by default the average,
+    where the run keeps one.
+
+    Raises:
+        CheckpointError: there is no average, or the checkpoint is of another model.
+    """
+    task = fresh_task(run, text) if checkpoint.base else run.task(text)
+    require_base(checkpoint, base_digest(task))
+    found = start(task, checkpoint, WEIGHT if kept(checkpoint, weights) == "raw" else EMA)
+    frozen = {name for name, param in task.named_parameters() if not param.requires_grad}
+    if lacking := [name for name in found.fresh if name not in frozen]:
+        raise CheckpointError(f"{checkpoint.url} lacks {', '.join(lacking[:3])}.")
     return task.eval()

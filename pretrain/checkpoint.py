@@ -1,47 +1,39 @@
-"""The format of a checkpoint: slices of tensors in safetensors files, one JSON manifest, no pickle.
+"""A checkpoint: slices of fp32 tensors in safetensors files, one JSON manifest, no pickle.
 
-`checkpoints/<step>/<attempt>/rank-<r>.safetensors` hold flat fp32 slices; `<step>/manifest.json`,
-written last, says of each slice which parameter it belongs to, from which element on, and its
-crc32. Whoever reads takes the slices it needs, whatever world size or ZeRO stage wrote them.
+`checkpoints/<step>/attempt-<n>/rank-<r>.safetensors` hold the slices; `<step>/manifest.json`,
+written last and once, says of each which parameter it belongs to and from which element on. Whoever
+reads takes the slices it needs, whatever world size or ZeRO stage wrote them. Frozen parameters are
+not in it; the digest of their values is, and other values are refused.
 """
 
 import functools
+import hashlib
 import json
-import struct
-import zlib
+import re
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import storage
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError
+from . import slices as form
+from .slices import Piece, Slice
 
 FORMAT = 1
 FOLDER = "checkpoints"
 WEIGHT = "weight"
-"""The kind of slice that holds the fp32 master weights; other kinds are optimiser moments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """A run of elements of a flattened parameter, and where its bytes are."""
-
-    param: str
-    kind: str
-    offset: int
-    """First element in the flattened parameter."""
-    length: int
-    """Elements."""
-    file: str
-    """Name below the step's folder."""
-    start: int
-    """First byte in the file."""
-    crc32: int
+"""The kind of slice that holds the fp32 master weights."""
+EMA = "ema"
+"""The kind that holds their moving average; the other kinds are the optimiser's moments."""
+_ATTEMPTS = "attempts"
+_STALE = 16
+"""Folders looked at when old ones are deleted; some stores list empty ones for ever."""
+_FILE = re.compile(r"(attempt-\d+/)?[\w-]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -52,72 +44,89 @@ class Checkpoint:
     step: int
     recipe: str
     """Digest of the recipe that made it."""
+    base: str | None
+    """Digest of the parameters that were frozen; None where none was."""
     shapes: Mapping[str, tuple[int, ...]]
+    """Of the trained parameters."""
     slices: tuple[Slice, ...]
     extra: Mapping[str, Any]
-    """What the writer added: world size, ZeRO stage, optimiser steps."""
+    """What the writer added: world size, attempt, optimiser steps."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What is kept of each parameter: `weight`, moments, and `ema` where the run has one."""
+        return frozenset(piece.kind for piece in self.slices)
+
+    def fill(self, pieces: Iterable[Piece]) -> None:
+        """Copies into each piece's tensor, on any device, the elements that it names.
+
+        Raises:
+            CheckpointError: a parameter is not in it, has holes, or its bytes changed.
+        """
+        wants: list[form.Want] = []
+        for param, kind, offset, into in pieces:
+            if param not in self.shapes:
+                raise CheckpointError(
+                    f"{self.url} has no parameter {param!r}; another model wrote it."
+                )
+            whole = torch.Size(self.shapes[param]).numel()
+            found, filled = form.cover(self._of.get((param, kind), ()), offset, into, whole)
+            if filled != into.numel():
+                raise CheckpointError(
+                    f"{self.url}: {kind} of {param!r} has {filled} of {into.numel()} elements "
+                    "without a gap. Delete this checkpoint: an older one is gone on from."
+                )
+            wants += found
+        with torch.no_grad():
+            form.read(self.url, wants)
 
     def read(self, param: str, kind: str, offset: int = 0, length: int | None = None) -> Tensor:
         """Elements [offset, offset + length) of a flattened parameter or moment, fp32.
 
         Raises:
-            CheckpointError: the parameter is not in it, has holes, or its bytes changed.
+            CheckpointError: as `fill`.
         """
-        if param not in self.shapes:
-            raise CheckpointError(f"{self.url} has no parameter {param!r}; another model wrote it.")
-        whole = torch.Size(self.shapes[param]).numel()
-        length = whole - offset if length is None else length
-        found = torch.empty(length)
-        filled = 0
-        for piece in sorted(self._of.get((param, kind), ()), key=lambda piece: piece.offset):
-            first, last = (
-                max(offset, piece.offset),
-                min(offset + length, piece.offset + piece.length),
-            )
-            if first < last:
-                if first != offset + filled or piece.offset + piece.length > whole:
-                    break  # a hole, elements that stand twice, or more than the parameter has
-                data = self._bytes(piece)
-                found[first - offset : last - offset] = data[
-                    first - piece.offset : last - piece.offset
-                ]
-                filled += last - first
-        if filled != length:
-            raise CheckpointError(
-                f"{self.url}: {kind} of {param!r} has {filled} of {length} elements without a gap. "
-                "Delete this checkpoint: an older one is gone on from."
-            )
+        whole = torch.Size(self.shapes.get(param, ())).numel()
+        into = torch.empty(whole - offset if length is None else length)
+        self.fill([(param, kind, offset, into)])
+        return into
+
+    def weights(self, kind: str = WEIGHT) -> dict[str, Tensor]:
+        """Every trained parameter, whole and in its shape, fp32."""
+        found = {name: torch.empty(shape) for name, shape in self.shapes.items()}
+        self.fill((name, kind, 0, data.view(-1)) for name, data in found.items())
         return found
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter, whole and in its shape, fp32."""
-        return {name: self.read(name, WEIGHT).view(shape) for name, shape in self.shapes.items()}
-
     @functools.cached_property
-    def _of(self) -> Mapping[tuple[str, str], list[Slice]]:
+    def _of(self) -> Mapping[tuple[str, str], Sequence[Slice]]:
         found: defaultdict[tuple[str, str], list[Slice]] = defaultdict(list)
-        for piece in self.slices:
+        for piece in sorted(self.slices, key=lambda piece: piece.offset):
             found[piece.param, piece.kind].append(piece)
         return found
 
-    def _bytes(self, piece: Slice) -> Tensor:
-        url = storage.join(self.url, piece.file)
-        end = piece.start + 4 * piece.length
-        try:
-            data = storage.read(url, piece.start, end)
-        except StorageError as err:
-            if storage.exists(url) and storage.stat(url)[0] >= end:
-                raise
-            raise CheckpointError(
-                f"{url} is missing or cut short. Restore it, or delete {self.url}: an older "
-                "checkpoint is gone on from."
-            ) from err
-        if zlib.crc32(data) != piece.crc32:
-            raise CheckpointError(
-                f"{url} is damaged at byte {piece.start}: crc32 of {piece.param}. Restore it, or "
-                f"delete {self.url}: an older checkpoint is gone on from."
-            )
-        return torch.frombuffer(bytearray(data), dtype=torch.float32)
+
+def base_digest(module: nn.Module) -> str | None:
+    """16 hex digits of SHA-256 over the frozen parameters of a module; None if none is frozen."""
+    frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    hasher = hashlib.sha256()
+    for name, param in frozen:
+        data = param.detach().cpu().contiguous()
+        hasher.update(f"{name} {tuple(data.shape)} {data.dtype}".encode())
+        hasher.update(form.raw(data))
+    return hasher.hexdigest()[:16] if frozen else None
+
+
+def require_base(checkpoint: Checkpoint, base: str | None) -> None:
+    """Holds the frozen parameters here against those that the checkpoint was trained beside.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if checkpoint.base != base:
+        raise CheckpointError(
+            f"{checkpoint.url} was trained beside frozen weights {checkpoint.base or '(none)'}, "
+            f"here they are {base or '(none)'}. Start from the same weights, and freeze the same."
+        )
 
 
 def folder(run: str, step: int) -> str:
@@ -125,46 +134,65 @@ def folder(run: str, step: int) -> str:
     return storage.join(run, FOLDER, f"{step:08d}")
 
 
-def put_slices(url: str, name: str, tensors: Iterable[tuple[str, str, int, Tensor]]) -> list[Slice]:
-    """Writes (param, kind, offset, flat fp32 tensor) to one file and says where each lies."""
-    table = {
-        f"{kind}/{param}": (param, kind, offset, data) for param, kind, offset, data in tensors
-    }
-    if not table:
-        return []
-    blob = save({key: data.contiguous() for key, (_, _, _, data) in table.items()})
-    storage.write(storage.join(url, name), blob)
-    head = struct.unpack("<Q", blob[:8])[0]
-    places = json.loads(blob[8 : 8 + head])
-    found: list[Slice] = []
-    for key, (param, kind, offset, data) in table.items():
-        first, last = (8 + head + place for place in places[key]["data_offsets"])
-        crc = zlib.crc32(memoryview(blob)[first:last])
-        found.append(Slice(param, kind, offset, data.numel(), name, first, crc))
-    return found
+def claim(run: str, attempt: int) -> bool:
+    """Takes an attempt's number; False if it is taken. Older attempts can publish nothing more."""
+    name = uuid.uuid4().hex.encode()  # whose it is, should the request be tried again
+    return storage.create(storage.join(run, FOLDER, _ATTEMPTS, f"{attempt:06d}"), name)
 
 
 def commit(
     run: str,
     step: int,
     *,
+    attempt: int = 0,
     recipe: str,
+    base: str | None = None,
     shapes: Mapping[str, tuple[int, ...]],
     slices: Iterable[Slice],
     extra: Mapping[str, Any],
 ) -> None:
-    """Writes the manifest. From here on the checkpoint exists."""
+    """Writes the manifest, once, and reads it back. From here on the checkpoint exists.
+
+    If an older attempt had published this step already, its checkpoint stands: it holds the state
+    after the same batches.
+
+    Raises:
+        CheckpointError: a newer attempt has begun, or the manifest does not read back.
+    """
+    claimed = storage.children(storage.join(run, FOLDER, _ATTEMPTS))
+    if newer := [name for name in claimed if name.isdigit() and int(name) > attempt]:
+        raise CheckpointError(
+            f"attempt {attempt} at {run} may not publish step {step}: attempt {int(newer[-1])} "
+            "has begun. This process was given up; it ends."
+        )
     rows = [[getattr(piece, name) for name in Slice.__slots__] for piece in slices]
-    body = {"format": FORMAT, "step": step, "recipe": recipe, "extra": dict(extra)}
-    body |= {"shapes": {name: list(shape) for name, shape in shapes.items()}, "slices": rows}
-    storage.write(storage.join(folder(run, step), "manifest.json"), json.dumps(body).encode())
+    body = {"format": FORMAT, "step": step, "attempt": attempt, "recipe": recipe, "base": base}
+    body |= {"extra": dict(extra), "shapes": {name: list(shape) for name, shape in shapes.items()}}
+    data = json.dumps(body | {"slices": rows}).encode()
+    url = storage.join(folder(run, step), "manifest.json")
+    made = storage.create(url, data)
+    if storage.read(url) != data and (made or open_checkpoint(run, step).recipe != recipe):
+        raise CheckpointError(f"{url} is not what attempt {attempt} wrote. Is there a second run?")
+
+
+def retain(run: str, keep: int) -> None:
+    """Deletes all but the newest `keep` complete checkpoints, and what never became one."""
+    complete = steps(run)
+    oldest = complete[-keep:][0] if complete else 0
+    stale = [found for found in _steps(run) if found < oldest]
+    for step in stale[-_STALE:]:
+        storage.delete(storage.join(folder(run, step), "manifest.json"))  # first: it is the promise
+        storage.delete(folder(run, step))
 
 
 def steps(run: str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending."""
-    places = storage.children(storage.join(run, FOLDER))
-    found = [int(place) for place in places if place.isdigit()]
-    return [s for s in found if storage.exists(storage.join(folder(run, s), "manifest.json"))]
+    return [s for s in _steps(run) if storage.exists(storage.join(folder(run, s), "manifest.json"))]
+
+
+def _steps(run: str) -> list[int]:
+    names = storage.children(storage.join(run, FOLDER))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def open_checkpoint(run: str, step: int | None = None) -> Checkpoint:
@@ -186,6 +214,7 @@ def open_checkpoint(run: str, step: int | None = None) -> Checkpoint:
             url=url,
             step=body["step"],
             recipe=body["recipe"],
+            base=body.get("base"),
             shapes={name: tuple(map(int, shape)) for name, shape in body["shapes"].items()},
             slices=tuple(_slice(*row) for row in body["slices"]),
             extra=body["extra"],
@@ -200,4 +229,7 @@ def open_checkpoint(run: str, step: int | None = None) -> Checkpoint:
 def _slice(
     param: str, kind: str, offset: int, length: int, file: str, start: int, crc32: int
 ) -> Slice:
-    return Slice(param, kind, int(offset), int(length), str(file), int(start), int(crc32))
+    found = Slice(param, kind, int(offset), int(length), str(file), int(start), int(crc32))
+    if not _FILE.fullmatch(found.file) or min(found.offset, found.length, found.start) < 0:
+        raise ValueError(f"no slice of ours: {found}")
+    return found

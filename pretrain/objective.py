@@ -5,7 +5,7 @@ B rows, L tokens, N regions, D width, C classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,11 +28,15 @@ class View:
     """bool, True where the text belongs to the image."""
     targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What each objective hid, under its kind."""
+    time_B: Tensor | None = None
+    """How noised the image is, from 0 to 1000; None where no objective adds noise."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One encoder pass over a view; every objective reads the same one."""
+class Seen(NamedTuple):
+    """One encoder pass over a view; every objective reads the same one.
+
+    A tuple, since what a module returns must be one for ZeRO-3 to find the tensors in it.
+    """
 
     view: View
     tokens_BLD: Tensor
@@ -40,6 +44,14 @@ class Seen:
     pooled_BD: Tensor
     word_weights_VD: Tensor
     """The word embeddings, for objectives that predict words."""
+
+
+class Denoised(NamedTuple):
+    """What a denoiser says of a view whose image is noised."""
+
+    view: View
+    said_BCHW: Tensor
+    """Noise, velocity or image: what the objective makes of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,10 @@ class Score:
     """Number of right predictions, 0-d."""
     tries: Tensor
     """Number of predictions, 0-d."""
+    parts: Mapping[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[str, tuple[Tensor, Tensor]]
+    )
+    """More to report: name -> (value of each row, bool, True for rows that count)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +78,8 @@ class Sizes:
 
     width: int
     vocabulary: int
-    regions: int
-    region_values: int
+    regions: int = 0
+    region_values: int = 0
     """Pixel values of one region: height x width x channels."""
 
 
@@ -73,6 +89,8 @@ class Objective(Part):
     `hide` runs before the encoder pass, in the order of the recipe; `score` after it.
     """
 
+    reads: ClassVar[type] = Seen
+    """What its model must give: `Seen`, or `Denoised`."""
     weight: float = 1.0
 
     @property
@@ -92,8 +110,8 @@ class Objective(Part):
         """What the head says of rows with nothing hidden, (B, C); None where that means nothing."""
         return None
 
-    def score(self, head: Any, seen: Seen) -> Score:
-        """Loss and hits of each row."""
+    def score(self, head: Any, seen: Any) -> Score:
+        """Loss and hits of each row; `seen` is of the type that it reads."""
         raise NotImplementedError(f"objective {self.kind!r} has no score")
 
 
@@ -106,3 +124,5 @@ class Words:
     mask: int
     special: tuple[int, ...]
     """Ids that stand for no word and are never hidden."""
+    empty: tuple[int, ...]
+    """Ids of the empty text: what is left of a caption that is dropped."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ..config import Kinds, Part, Record, override, parse, pick
@@ -12,8 +13,9 @@ from ..data.holes import Budget
 from ..data.loader import Recipe as Rows
 from ..data.tokens import Text
 from ..data.transforms import Pixels
+from .ema import Ema
 from .model import Model
-from .objective import Objective, Words
+from .objective import Denoised, Objective, Words
 from .task import Task
 
 
@@ -105,6 +107,8 @@ class Run(Record):
     )
     data: Data
     optim: Optim = Optim()
+    ema: Ema | None = None
+    """Keep a moving average of the weights, for evaluation and export."""
     batch: int = Field(default=128, ge=1)
     """Rows of a global batch, over all workers."""
     steps: int = Field(default=1000, ge=1)
@@ -127,6 +131,14 @@ class Run(Record):
         names = [objective.kind for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives {names} name one twice")
+        for objective in self.objectives:
+            if objective.reads is not self.model.gives:
+                raise ValueError(
+                    f"objective {objective.kind!r} reads {objective.reads.__name__}; model "
+                    f"{self.model.kind!r} gives {self.model.gives.__name__}"
+                )
+        if self.model.gives is Denoised and len(self.objectives) > 1:
+            raise ValueError(f"objectives {names} would each noise the image; name one")
         if self.data.buckets.sizes and not self.model.any_size:
             raise ValueError(
                 f"model {self.model.kind!r} takes square images of {self.model.image_size} pixels; "
@@ -141,7 +153,10 @@ class Run(Record):
 
     def words(self, text: Text) -> Words:
         """The ids that objectives need, of this run's tokenizer."""
-        return Words(size=text.size, mask=text.mask, special=text.special)
+        with torch.device("cpu"):  # `plan` asks where no tensor has data
+            ids_BL, real_BL = text.encode([""])
+        empty = tuple(ids_BL[0, real_BL[0]].tolist())
+        return Words(size=text.size, mask=text.mask, special=text.special, empty=empty)
 
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""

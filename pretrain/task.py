@@ -4,19 +4,22 @@ It is the only thing that an engine wraps, and nothing else owns a training step
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..data.batch import Batch
+from ..errors import RecipeError
 from .model import Model
-from .objective import Objective, Score, Seen, View, Words
+from .objective import Objective, Score, View, Words
 
 
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """What one batch cost. Sums and counts, so that ranks and micro-batches add up exactly."""
+class Losses(NamedTuple):
+    """What one batch cost. Sums and counts, so that ranks and micro-batches add up exactly.
+
+    A tuple, since what a module returns must be one for ZeRO-3 to find the tensors in it.
+    """
 
     total: Tensor
     """0-d; the mean over rows of the weighted losses. Backward starts here."""
@@ -48,6 +51,24 @@ class Task(nn.Module):
         self.model = model.build(words)
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
 
+    @property
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """Parameters that objectives use outside the module that they belong to."""
+        return (self.model.words.weight,)
+
+    def recompute(self) -> None:
+        """Has the model compute activations again in the backward pass rather than keep them.
+
+        Raises:
+            RecipeError: the model's module has no attribute `recompute`, which says that it can.
+        """
+        if not hasattr(self.model, "recompute"):
+            raise RecipeError(
+                f"{type(self.model).__name__} cannot recompute activations. Set recompute=false "
+                "in the shape, or run its blocks under torch.utils.checkpoint."
+            )
+        self.model.recompute = True
+
     def look(self, batch: Batch) -> View:
         """The whole batch, nothing hidden."""
         device = self.model.words.weight.device
@@ -62,12 +83,12 @@ class Task(nn.Module):
             matched_B=torch.ones(batch.rows, dtype=torch.bool, device=device),
         )
 
-    def scores(self, batch: Batch) -> tuple[Seen, dict[str, Score]]:
-        """One encoder pass, and each objective's verdict on it."""
+    def scores(self, batch: Batch) -> tuple[Any, dict[str, Score]]:
+        """What the model gives in one pass, and each objective's verdict on it."""
         view = self.look(batch)
         for objective in self.objectives:
             view = objective.hide(view, self.words)
-        seen: Seen = self.model(view)
+        seen = self.model(view)
         return seen, {o.kind: o.score(self.heads[o.kind], seen) for o in self.objectives}
 
     def forward(self, batch: Batch) -> Losses:
@@ -83,4 +104,7 @@ class Task(nn.Module):
             total = total + objective.weight * summed / batch.rows
             sums[f"{objective.kind}.loss"] = (summed.detach(), valid_B.sum())
             sums[f"{objective.kind}.accuracy"] = (score.hits, score.tries)
+            for name, (value_B, counts_B) in score.parts.items():
+                part_B = counts_B & valid_B
+                sums[f"{objective.kind}.{name}"] = ((value_B * part_B).sum(), part_B.sum())
         return Losses(total=total, sums=sums)

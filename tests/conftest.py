@@ -28,6 +28,7 @@ from diptych.pretrain import checkpoint
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
 from diptych.pretrain.rundir import RunDir
+from diptych.pretrain.slices import put_slices
 from diptych.pretrain.task import Task
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
@@ -143,7 +144,7 @@ def keep(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDir]:
             step,
             recipe=digest(run),
             shapes={name: tuple(p.shape) for name, p in named},
-            slices=checkpoint.put_slices(url, "attempt-1/rank-0.safetensors", pieces),
+            slices=put_slices(url, "attempt-1/rank-0.safetensors", pieces),
             extra={},
         )
         return place

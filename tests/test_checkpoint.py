@@ -23,15 +23,14 @@ from diptych.finetune.start import start
 from diptych.pretrain.checkpoint import (
     WEIGHT,
     Checkpoint,
-    Slice,
     commit,
     folder,
     open_checkpoint,
-    put_slices,
     steps,
 )
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
+from diptych.pretrain.slices import Slice, put_slices
 from diptych.pretrain.task import Task
 
 Keep = Callable[..., RunDir]

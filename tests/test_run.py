@@ -131,6 +131,7 @@ def test_a_worker_that_always_dies_ends_the_run(
         Shape(workers=1, zero_stage=1, micro_batch=4),
         Shape(workers=2, zero_stage=0),
         Shape(workers=2, zero_stage=2, micro_batch=4),
+        Shape(workers=2, zero_stage=3, whole_below=64, recompute=True),
     ],
     ids=lambda shape: f"{shape.workers}x zero{shape.zero_stage} micro{shape.micro_batch}",
 )

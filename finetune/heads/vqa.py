@@ -3,26 +3,40 @@
 B rows, D width, A answers.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...pretrain.objective import Objective, Score, Seen, Sizes
+from ..metrics import answers as human
 
 
 class VisualQuestion(Objective):
-    """L = -log p(answer | image, question).
+    """L = -log p(answer | image, question), or with `soft` a yes or no to each answer.
 
     The question is the text of the sample; the answer is the `answer` of its JSON record. A row
     whose answer is not in the vocabulary is not trained on, and counts as wrong.
+
+    With `soft`, each answer's target is its accuracy against the record's `answers` by several
+    people (or its one `answer`), L the sum of the binary cross-entropies (Teney et al. 2018), and
+    the accuracy that of the VQA challenge; all answers are normalised as there.
     """
 
     kind: ClassVar[str] = "vqa"
     answers: tuple[str, ...] = Field(min_length=2)
     """The answer vocabulary; the order is the order of the logits."""
+    soft: bool = False
+    """Several people's answers, each right in part."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> "VisualQuestion":
+        if self.soft and len({human.normal(answer) for answer in self.answers}) < len(self.answers):
+            raise ValueError("answers: two are the same once normalised; leave one out")
+        return self
 
     def head(self, sizes: Sizes) -> nn.Module:
         return nn.Sequential(
@@ -37,14 +51,25 @@ class VisualQuestion(Objective):
 
     def score(self, head: Any, seen: Seen) -> Score:
         logits_BA = self.logits(head, seen)
+        return self._soft(logits_BA, seen) if self.soft else self._one(logits_BA, seen)
+
+    def _one(self, logits_BA: Tensor, seen: Seen) -> Score:
         targets_B = self.targets(seen)
-        valid_B = targets_B >= 0
-        loss_B = F.cross_entropy(logits_BA, targets_B, reduction="none", ignore_index=-100)
         return Score(
-            loss_B=loss_B,
-            valid_B=valid_B,
+            loss_B=F.cross_entropy(logits_BA, targets_B, reduction="none", ignore_index=-100),
+            valid_B=targets_B >= 0,
             hits=(logits_BA.argmax(1) == targets_B).sum(),
             tries=torch.tensor(len(targets_B), device=targets_B.device),
+        )
+
+    def _soft(self, logits_BA: Tensor, seen: Seen) -> Score:
+        targets_BA = self.soft_targets(seen)
+        loss_BA = F.binary_cross_entropy_with_logits(logits_BA, targets_BA, reduction="none")
+        return Score(
+            loss_B=loss_BA.sum(1),
+            valid_B=(targets_BA > 0).any(1),
+            hits=targets_BA.gather(1, logits_BA.argmax(1, keepdim=True)).sum(),
+            tries=torch.tensor(len(targets_BA), device=targets_BA.device),
         )
 
     def targets(self, seen: Seen) -> Tensor:
@@ -52,3 +77,22 @@ class VisualQuestion(Objective):
         index = {answer: position for position, answer in enumerate(self.answers)}
         found = [index.get(str(fields.get("answer")), -100) for fields in seen.view.batch.fields]
         return torch.tensor(found, device=seen.pooled_BD.device)
+
+    def soft_targets(self, seen: Seen) -> Tensor:
+        """Accuracy that each answer would have in each row, (B, A), 0 to 1."""
+        index = {human.normal(answer): position for position, answer in enumerate(self.answers)}
+        found_BA = torch.zeros(len(seen.pooled_BD), len(index))
+        for row, fields in enumerate(seen.view.batch.fields):
+            for answer, accuracy in human.targets(people(fields)).items():
+                if answer in index:
+                    found_BA[row, index[answer]] = accuracy
+        return found_BA.to(seen.pooled_BD.device)
+
+
+def people(fields: Mapping[str, Any]) -> list[str]:
+    """The normal answers of a record: of its `answers`, texts or {"answer": text, ...} as in VQA
+    v2, or else of its one `answer`."""
+    given = fields.get("answers") or fields.get("answer")
+    listed = given if isinstance(given, list | tuple) else [given]
+    texts = (each.get("answer") if isinstance(each, Mapping) else each for each in listed)
+    return [human.normal(str(text)) for text in texts if text is not None]

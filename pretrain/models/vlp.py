@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..model import Model
 from ..objective import Seen, Sizes, View, Words
@@ -65,7 +66,7 @@ class VisionLanguage(nn.Module):
 
     def __init__(self, spec: Vlp, vocabulary: int) -> None:
         super().__init__()
-        self.streams = spec.streams
+        self.streams, self.recompute = spec.streams, False
         self.words = nn.Embedding(vocabulary, spec.width)
         self.places = nn.Parameter(torch.zeros(spec.tokens, spec.width))
         self.vision = GridFeatures(spec)
@@ -91,7 +92,10 @@ class VisionLanguage(nn.Module):
         hidden_BSD = torch.cat([text_BLD, regions_BND], dim=1)
         mask_B11S = real_BS[:, None, None, :]
         for block in self.blocks:
-            hidden_BSD = block(hidden_BSD, mask_B11S)
+            if self.recompute and self.training:
+                hidden_BSD = checkpoint(block, hidden_BSD, mask_B11S, use_reentrant=False)
+            else:
+                hidden_BSD = block(hidden_BSD, mask_B11S)
         hidden_BSD = self.norm(hidden_BSD)
         return Seen(
             view=view,

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion: schedules, targets, weights, samplers, guidance. No models."""

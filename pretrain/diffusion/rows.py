@@ -1,0 +1,67 @@
+"""What training by denoising does to a batch, row by row and keyed by the row.
+
+B rows, C channels, H x W pixels, L tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...data.draws import normal, uniform
+from ..objective import View, Words
+from .targets import offset
+
+_BUCKETS = 4
+
+
+def draw_noise(view: View, purpose: str, offset_strength: float = 0.0) -> Tensor:
+    """Normal numbers of the shape of the image; with a noise offset where there is a strength."""
+    image_BCHW, draws_B = view.image_BCHW, view.batch.draws_B
+    drawn = normal(draws_B, f"{purpose}.noise", image_BCHW[0].numel())
+    noise = drawn.to(image_BCHW.dtype).view_as(image_BCHW)
+    if offset_strength:
+        lift_BC = normal(draws_B, f"{purpose}.offset", image_BCHW.shape[1])
+        noise = offset(noise, lift_BC, offset_strength)
+    return noise
+
+
+def drop_text(view: View, words: Words, purpose: str, share: float) -> View:
+    """The view with a share of the captions exchanged for the empty text.
+
+    The model so learns both sides of classifier-free guidance (Ho and Salimans 2022).
+    """
+    drop_B1 = uniform(view.batch.draws_B, f"{purpose}.drop", 1) < share
+    tokens_BL, real_BL = empty_text(view.tokens_BL, words)
+    return replace(
+        view,
+        tokens_BL=torch.where(drop_B1, tokens_BL, view.tokens_BL),
+        real_BL=torch.where(drop_B1, real_BL, view.real_BL),
+    )
+
+
+def empty_text(tokens_BL: Tensor, words: Words) -> tuple[Tensor, Tensor]:
+    """Tokens of the empty text in the shape of `tokens_BL`, and which of them are real."""
+    count = len(words.empty)
+    ids = torch.tensor(words.empty, dtype=tokens_BL.dtype, device=tokens_BL.device)
+    empty_BL = tokens_BL.new_zeros(tokens_BL.shape)
+    empty_BL[:, :count] = ids
+    real_BL = torch.zeros_like(tokens_BL, dtype=torch.bool)
+    real_BL[:, :count] = True
+    return empty_BL, real_BL
+
+
+def by_time(error_B: Tensor, time_B: Tensor) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """The errors apart for each quarter of the time, 0 to 1000: `mse.0`, the cleanest, to `mse.3`.
+
+    For `Score.parts`.
+    """
+    bucket_B = (time_B * (_BUCKETS / 1000)).long().clamp(max=_BUCKETS - 1)
+    error_B = error_B.detach()
+    return {f"mse.{number}": (error_B, bucket_B == number) for number in range(_BUCKETS)}
+
+
+def squared_error(said: Tensor, right: Tensor) -> Tensor:
+    """(B,) float32: the mean over a row's values."""
+    return (said.float() - right.float()).square().flatten(1).mean(1)

@@ -1,0 +1,124 @@
+"""A diffusion transformer (Peebles and Xie 2023) with cross-attention to text (PixArt, 2023).
+
+B rows, C channels, H x W pixels, P patches, L tokens, D width.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..diffusion.context import Attention, TextContext, waves
+from ..model import Model
+from ..objective import Denoised, Sizes, View, Words
+
+
+class Dit(Model):
+    """Patches through blocks that time steers (adaLN-zero) and that attend to the text."""
+
+    kind: ClassVar[str] = "dit"
+    gives: ClassVar[type] = Denoised
+    patch: int = Field(default=2, ge=1)
+    """Pixels a side of a patch."""
+    width: int = Field(default=128, ge=8)
+    depth: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    text_depth: int = Field(default=1, ge=0)
+    """Blocks of the text encoder, which is trained too."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Dit":
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads} and of 4")
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
+            )
+        return self
+
+    def build(self, words: Words) -> "DiffusionTransformer":
+        return DiffusionTransformer(self, words.size)
+
+    def sizes(self, words: Words) -> Sizes:
+        return Sizes(width=self.width, vocabulary=words.size)
+
+
+class DiffusionTransformer(nn.Module):
+    """view -> Denoised. Images of any size whose sides are multiples of the patch."""
+
+    def __init__(self, spec: Dit, vocabulary: int) -> None:
+        super().__init__()
+        width, self.patch = spec.width, spec.patch
+        self.words = nn.Embedding(vocabulary, width)
+        self.context = TextContext(width, spec.tokens, spec.text_depth, spec.heads)
+        self.enter = nn.Linear(3 * spec.patch**2, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.steer = nn.Linear(width, 2 * width)
+        self.leave = nn.Linear(width, 3 * spec.patch**2)
+        nn.init.normal_(self.words.weight, std=0.02)
+        for layer in (self.steer, self.leave):  # says 0 at first
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, view: View) -> Denoised:
+        image_BCHW, time_B = view.image_BCHW, view.time_B
+        if time_B is None:
+            time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
+        context_BLD = self.context(self.words(view.tokens_BL), view.real_BL)
+        rows, columns = (side // self.patch for side in image_BCHW.shape[2:])
+        values_BPV = F.unfold(image_BCHW, self.patch, stride=self.patch).transpose(1, 2)
+        x_BPD = self.enter(values_BPV) + self._places(rows, columns, values_BPV)
+        steer_BD = self.time(waves(time_B, x_BPD.shape[2]).to(x_BPD.dtype))
+        steer_BD = steer_BD + _mean(context_BLD, view.real_BL)
+        for block in self.blocks:
+            x_BPD = block(x_BPD, F.silu(steer_BD), context_BLD, view.real_BL)
+        shift, scale = self.steer(F.silu(steer_BD))[:, None].chunk(2, dim=2)
+        said_BPV = self.leave(self.norm(x_BPD) * (1 + scale) + shift)
+        said_BVP = said_BPV.transpose(1, 2)
+        return Denoised(view, F.fold(said_BVP, image_BCHW.shape[2:], self.patch, stride=self.patch))
+
+    def _places(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """(P, D): waves of row and column, so that other sizes have their places too."""
+        half = self.words.embedding_dim // 2
+        y = torch.arange(rows, device=like.device).repeat_interleave(columns)
+        x = torch.arange(columns, device=like.device).repeat(rows)
+        return torch.cat([waves(y, half), waves(x, half)], 1).to(like.dtype)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, MLP; time gives shift, scale and gate, 0 at first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attend, self.norm_text, self.norm_think = (
+            nn.LayerNorm(width, elementwise_affine=False) for _ in range(3)
+        )
+        self.attend, self.read = Attention(width, heads), Attention(width, heads)
+        self.think = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+        self.steer = nn.Linear(width, 6 * width)
+        for layer in (self.steer, self.read.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x_BPD: Tensor, steer_BD: Tensor, context_BLD: Tensor, real_BL: Tensor
+    ) -> Tensor:
+        parts = self.steer(steer_BD)[:, None].chunk(6, dim=2)
+        shift, scale, gate, shift_think, scale_think, gate_think = parts
+        normed = self.norm_attend(x_BPD) * (1 + scale) + shift
+        x_BPD = x_BPD + gate * self.attend(normed, normed)
+        x_BPD = x_BPD + self.read(self.norm_text(x_BPD), context_BLD, real_BL)
+        normed = self.norm_think(x_BPD) * (1 + scale_think) + shift_think
+        return x_BPD + gate_think * self.think(normed)
+
+
+def _mean(context_BLD: Tensor, real_BL: Tensor) -> Tensor:
+    """The mean state of each row's real tokens, (B, D)."""
+    share_BL = real_BL / real_BL.sum(1, keepdim=True)
+    return (context_BLD * share_BL[..., None].to(context_BLD.dtype)).sum(1)

@@ -1,0 +1,79 @@
+"""Denoising diffusion (Ho et al. 2020): the lecture's Algorithm 1, Training.
+
+B rows, C channels, H x W pixels.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+
+from ...data.draws import normal, uniform
+from ..diffusion.rows import by_time, draw_noise, drop_text, squared_error
+from ..diffusion.schedules import Schedule, snr
+from ..diffusion.targets import Predict, add_noise, perturbed, target
+from ..diffusion.weights import WEIGHTS, Weighting
+from ..objective import Denoised, Objective, Score, View, Words
+
+
+class DenoisingDiffusion(Objective):
+    """L = weight(t) ||target - f(sqrt(alphas_bar) x_0 + sqrt(1 - alphas_bar) noise, t, text)||^2.
+
+    Timestep, noise and dropped captions are keyed by the row. Beside the loss, the error without
+    its weight is reported for each quarter of the timesteps, `mse.0` the cleanest.
+    """
+
+    kind: ClassVar[str] = "ddpm"
+    reads: ClassVar[type] = Denoised
+    schedule: Schedule = Schedule()
+    predict: Predict = "epsilon"
+    """What the network says: the noise, v, or the image."""
+    weighting: Weighting = "none"
+    drop: float = Field(default=0.1, ge=0, le=1)
+    """Share of the captions that are dropped, for classifier-free guidance."""
+    noise_offset: float = Field(default=0.0, ge=0)
+    perturbation: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "DenoisingDiffusion":
+        if self.schedule.zero_terminal_snr and self.predict == "epsilon":
+            raise ValueError(
+                "schedule.zero_terminal_snr has a timestep of noise alone, of which an epsilon "
+                "tells nothing; set predict=v"
+            )
+        return self
+
+    def hide(self, view: View, words: Words) -> View:
+        draws_B, image_BCHW = view.batch.draws_B, view.image_BCHW
+        steps = self.schedule.steps
+        t_B = (uniform(draws_B, "ddpm.time", 1)[:, 0] * steps).long()
+        a_B = self.schedule.alphas_bar().to(t_B.device)[t_B]
+        noise = draw_noise(view, self.kind, self.noise_offset)
+        put_in = noise
+        if self.perturbation:
+            other = normal(draws_B, "ddpm.perturbation", noise[0].numel()).to(noise.dtype)
+            put_in = perturbed(noise, other.view_as(noise), self.perturbation)
+        found = {
+            self.kind: target(self.predict, image_BCHW, noise, a_B),
+            "ddpm.weight": WEIGHTS[self.weighting](snr(a_B), self.predict),
+        }
+        return replace(
+            drop_text(view, words, self.kind, self.drop),
+            image_BCHW=add_noise(image_BCHW, put_in, a_B),
+            time_B=t_B * (1000 / steps),
+            targets={**view.targets, **found},
+        )
+
+    def score(self, head: Any, seen: Denoised) -> Score:
+        error_B = squared_error(seen.said_BCHW, seen.view.targets[self.kind])
+        time_B = seen.view.time_B
+        assert time_B is not None  # `hide` put it there
+        none = torch.zeros((), dtype=torch.long, device=error_B.device)
+        return Score(
+            loss_B=error_B * seen.view.targets["ddpm.weight"].float(),
+            valid_B=torch.ones_like(error_B, dtype=torch.bool),
+            hits=none,
+            tries=none,
+            parts=by_time(error_B, time_B),
+        )
