@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench-data install format clean
+KILLS ?= 10
+
+.PHONY: demo test bench-data chaos install format clean
 
 demo: install
 	$(BIN)/diptych demo
@@ -17,6 +19,10 @@ test: install
 # Peers get environments of their own below .bench. `make bench-data ARGS="--only raw --rounds 5"`.
 bench-data: install
 	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.stream $(ARGS)
+
+# Kills random ranks at random moments; `make chaos KILLS=50`.
+chaos: install
+	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.chaos --kills $(KILLS) --steps $$((60 + 60 * $(KILLS)))
 
 install: $(VENV)/installed
 

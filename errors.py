@@ -11,6 +11,7 @@ DiptychError
 ├── StorageError       a bucket or a disk said no: missing, denied, full, unreachable
 ├── RunError           a run directory that is not one, is busy, or belongs to another recipe
 ├── CheckpointError    a checkpoint that is incomplete, changed or of another model
+├── NonFiniteError     loss or gradient was not finite, too many times in a row
 ├── ExportError        an export that could not be written or could not be proven
 └── ClusterError       workers that did not start, or died more often than allowed
 """
@@ -62,6 +63,14 @@ class RunError(DiptychError):
 
 class CheckpointError(DiptychError):
     """A checkpoint that is incomplete, changed, or of another model."""
+
+
+class NonFiniteError(DiptychError):
+    """Loss or gradient was not finite, too many steps in a row."""
+
+    def __init__(self, message: str, step: int = -1) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class ExportError(DiptychError):

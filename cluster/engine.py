@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..data.batch import Batch
 from ..errors import ClusterError
@@ -40,6 +41,8 @@ class DeepSpeedEngine:
         )[0]
         partition.keep_whole(self.engine, task.shared)
         partition.set_steps(self.engine, 0)
+        if self.engine.optimizer is optimiser:
+            optimiser.register_step_pre_hook(_refuse_non_finite)
         self.ema, self.steps = run.ema, 0
         mine = partition.owned(self.engine, self.rank, shape.workers) if run.ema else []
         self._weights = [piece for piece in mine if piece[1] == WEIGHT]
@@ -57,14 +60,15 @@ class DeepSpeedEngine:
         done: list[Losses] = []
         for first in range(0, batch.rows, self.micro):
             losses: Losses = self.engine(batch.take(first, first + self.micro))
-            self.engine.backward(losses.total)
+            self.engine.backward(losses.total * _poison(losses.total.detach()))
             self.engine.step()
             done.append(losses)
-        if self.ema:
+        applied: bool = self.engine.was_step_applied()
+        if self.ema and applied:
             pairs = ([piece[3] for piece in held] for held in (self._averages, self._weights))
             ema.average(self.ema, *pairs, step=self.steps)
         self.steps += 1
-        return merge(done)
+        return merge(done)._replace(applied=applied)
 
     def sum(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
@@ -85,6 +89,28 @@ class DeepSpeedEngine:
             self._saving.join()
             self._saving = None
         self.writer.raise_fault()
+
+
+def _poison(loss: Tensor) -> Tensor:
+    """1, or NaN where the loss is not finite.
+
+    Then no gradient is finite either, on any rank, and so DeepSpeed takes the step nowhere: it
+    looks at the norm over all ranks. That costs no collective of its own.
+    """
+    return torch.where(torch.isfinite(loss), 1.0, torch.nan).to(loss.dtype)
+
+
+def _refuse_non_finite(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a step without ZeRO, where DeepSpeed itself would apply NaN: leaves nothing to apply.
+
+    Gradients were summed over the ranks, so all ranks find the same. DeepSpeed reads `overflow`.
+    """
+    params = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+    optimiser.overflow = not bool(torch.isfinite(norm))  # pyright: ignore[reportAttributeAccessIssue]
+    if optimiser.overflow:  # pyright: ignore[reportAttributeAccessIssue]
+        for param in params:
+            param.grad = None
 
 
 def require_offload(shape: Shape) -> None:

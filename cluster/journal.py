@@ -62,12 +62,13 @@ def put(run: str, step: int, attempt: int, rank: int, page: Page) -> None:
         storage.write(storage.join(run, "holes", name), json.dumps(found).encode())
     if rank == 0:
         text = "".join(json.dumps(row) + "\n" for row in page.rows)
-        storage.write(storage.join(run, "metrics", f"{step:08d}.jsonl"), text.encode())
+        name = f"{step:08d}-{attempt:04d}.jsonl"
+        storage.write(storage.join(run, "metrics", name), text.encode())
 
 
 def metrics(place: RunDir, until: int) -> list[dict[str, Any]]:
     """The metrics rows of steps up to `until`, which a checkpoint holds."""
-    names = storage.children(place.at("metrics"))
+    names = sorted(storage.children(place.at("metrics")), key=_attempt)
     rows = [row for name in names for row in place.rows(f"metrics/{name}")]
     found = {row["step"]: row for row in rows if row["step"] <= until}
     return [found[step] for step in sorted(found)]
@@ -81,11 +82,16 @@ def holes(place: RunDir, until: int | None = None) -> list[Hole]:
     return list({(row["shard"], row["key"]): Hole(**row) for row in rows}.values())
 
 
-def ledger(place: RunDir) -> dict[tuple[int, int], int]:
-    """Digest of the keys that a rank trained on, by (step, rank); the last attempt counts."""
-    found: dict[tuple[int, int], int] = {}
-    for name in storage.children(place.at("ledger")):  # sorted, so later attempts come later
+def ledger(place: RunDir) -> dict[tuple[int, int, int], int]:
+    """Digest of the keys that a rank trained on, by (attempt, step, rank)."""
+    found: dict[tuple[int, int, int], int] = {}
+    for name in storage.children(place.at("ledger")):
         rank = int(name.removesuffix(".json").rpartition("-")[2])
         for step, digest in json.loads(storage.read(place.at("ledger", name))):
-            found[step, rank] = digest
+            found[_attempt(name), step, rank] = digest
     return found
+
+
+def _attempt(name: str) -> int:
+    """Which attempt wrote a page; the last one to come by a step counts."""
+    return int(name.partition(".")[0].split("-")[1])

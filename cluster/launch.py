@@ -1,166 +1,223 @@
-"""The driver of a run: place a group of workers, listen, and start it again when it breaks.
+"""The driver of a run: gather hosts, listen to their ranks, and go on with others when some break.
 
-Plain Ray actors in a placement group rather than Ray Train: measured on this project's machine,
-Ray Train takes 21 s cold to the first all-reduce, actors 2-5 s (docs/LOG.md).
+Plain Ray actors rather than Ray Train: see docs/run.md for what was measured.
 """
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.exceptions import RayError
 
 from ..config import plain
-from ..errors import ClusterError, DiptychError, Stopped
+from ..errors import ClusterError, NonFiniteError, Stopped
 from ..pretrain import checkpoint
 from ..pretrain.run import Run
-from .job import Event, Job, Place
+from . import hang
+from .crew import Crew, Member, draining
+from .job import NEXT, NO, NOW, Event, Job, Outcome, Place, Pulse
 from .shapes import Shape
-from .worker import spawn
 
-_DEAD = (RayActorError, GetTimeoutError)
-"""What a worker that died, or has not answered for `_SILENT_S`, makes Ray raise."""
-_PLACE_S = 120.0
-_SILENT_S = 60.0
-_BLAME_S = 10.0
-
-
-class Group:
-    """The workers of one attempt."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        bundle = {"CPU": shape.cpus_per_worker, "GPU": shape.gpus_per_worker}
-        bundle = {name: float(count) for name, count in bundle.items() if count}
-        self.slots = placement_group([bundle] * shape.workers, strategy="PACK")
-        if not self.slots.wait(_PLACE_S):
-            remove_placement_group(self.slots)
-            raise ClusterError(
-                f"no room for {shape.workers} workers of {bundle} within {_PLACE_S:.0f} s; the "
-                f"cluster has {ray.cluster_resources()}. Add nodes, or ask for less."
-            )
-        self.workers: list[Any] = [spawn(rank, shape, self.slots) for rank in range(shape.workers)]
-
-    def places(self) -> list[Place]:
-        """Where each rank is."""
-        return ray.get([worker.where.remote() for worker in self.workers])
-
-    def run(self, job: Job, meet: Place) -> list[Any]:
-        """What each rank's `run` will return."""
-        return [worker.run.remote(job, meet) for worker in self.workers]
-
-    def drain(self) -> Iterator[Event]:
-        """What the living workers have to tell."""
-        for worker in self.workers:
-            with contextlib.suppress(RayActorError):
-                yield from ray.get(worker.drain.remote(), timeout=_SILENT_S)
-
-    def stop(self) -> None:
-        """Asks all workers to end at the next report."""
-        for worker in self.workers:
-            worker.stop.remote()
-
-    def kill(self) -> None:
-        """Ends all workers now."""
-        for worker in self.workers:
-            ray.kill(worker)
-        remove_placement_group(self.slots)
+_BLAME_S = 5.0
+_TICK_S = 0.25
+_FORK_S = 60.0
+_SHOWN = 12
+_HOW = {"died": "died", "cut": "lost touch with the others"}
 
 
-def drive(
-    run: Run,
-    shape: Shape,
-    url: str,
-    data: str,
-    *,
-    hear: Callable[[Event], None],
-    begin: Callable[[int, list[Place]], int],
-    stopping: Callable[[], bool],
-) -> int:
-    """Runs to the end, through the deaths of workers, and returns the steps done.
+class Lost(Exception):
+    """A rank, its host or its node is gone or stuck; the group can be formed again."""
+
+
+@dataclass
+class Drive:
+    """One driver's work on one run.
 
     Args:
         run: the recipe.
         shape: the machines.
         url: the run's folder.
         data: digest of the training data.
-        hear: told of every event of every worker.
+        hear: told of every event of every worker, and of the driver itself (rank -1).
         begin: told of each attempt, its first step and where its ranks are; gives it a number.
-        stopping: asked twice a second; once true, the run keeps a checkpoint and ends.
-
-    Raises:
-        ClusterError: workers died more often than the shape allows.
-        DiptychError: a worker met an error that no restart mends.
-        Stopped: `stopping` said so.
+        stopping: asked several times a second; once true, the run keeps a checkpoint and ends.
     """
-    failures, reached = 0, -1
-    while True:
-        start = max(checkpoint.steps(url), default=0)
-        if start == run.steps:
-            return start
-        failures = 0 if start > reached else failures
-        reached = max(start, reached)
-        job = Job(plain(run), url, data, shape, attempt=0, start=start)
+
+    run: Run
+    shape: Shape
+    url: str
+    data: str
+    hear: Callable[[Event], None]
+    begin: Callable[[int, list[Place]], int]
+    stopping: Callable[[], bool]
+    _blamed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+
+    def go(self) -> int:
+        """Runs to the end, through the loss of workers, and returns the steps done.
+
+        Raises:
+            ClusterError: workers were lost more often than the shape allows.
+            NonFiniteError: going back to the last checkpoint did not help.
+            DiptychError: a worker met an error that no restart mends.
+            Stopped: `stopping` said so.
+        """
+        failures, reached, back = 0, -1, -1
+        crew = Crew(self.shape)
         try:
-            return _attempt(job, hear, begin, stopping)
-        except _DEAD as err:
-            failures += 1
-            note = f"a worker died ({type(err).__name__}); restart {failures}"
-            hear(Event("log", -1, {"text": f"{note} of {shape.max_failures}"}))
-            if failures > shape.max_failures:
-                raise ClusterError(
-                    f"workers died {failures} times without a new checkpoint after step {start}. "
-                    f"The logs are in {url}/logs. Raise max_failures, or mend the cause."
-                ) from err
+            while True:
+                start = max(checkpoint.steps(self.url), default=0)
+                if start == self.run.steps:
+                    return start
+                failures = 0 if start > reached else failures
+                reached = max(start, reached)
+                try:
+                    self._attempt(crew, start)
+                except Lost as err:
+                    failures += 1
+                    self._say("restart", f"{err}; restart {failures} of {self.shape.max_failures}")
+                    if failures > self.shape.max_failures:
+                        raise ClusterError(
+                            f"workers died {failures} times without a new checkpoint after step "
+                            f"{start}: {err}. The logs are in {self.url}/logs. Raise "
+                            "max_failures, or mend the cause."
+                        ) from err
+                except NonFiniteError as err:
+                    if err.step <= back:
+                        raise NonFiniteError(f"{err} {self._keys()}", err.step) from err
+                    back = err.step
+                    self._say("rollback", f"{err} Going back to step {start}, once.")
+        finally:
+            crew.close()
 
+    def _attempt(self, crew: Crew, start: int) -> None:
+        """Trains until the end, or until the group is to be formed anew."""
+        sizes = self.shape.sizes(self.run)
+        members = crew.gather([shape.workers for shape in sizes], self.stopping)
+        [shape] = [shape for shape in sizes if shape.workers == len(members)]
+        try:
+            places = ray.get([m.actor.fork.remote() for m in members], timeout=_FORK_S)
+            attempt = self.begin(start, places)
+            job = Job(plain(self.run), plain(shape), self.url, self.data, attempt, start)
+            results = [m.actor.run.remote(n, job, places[0]) for n, m in enumerate(members)]
+            larger = [each.workers for each in sizes if each.workers > len(members)]
+            self._watch(crew, members, results, larger)
+        except RayError as err:
+            raise Lost(f"a worker died ({type(err).__name__})") from err
 
-def _attempt(
-    job: Job,
-    hear: Callable[[Event], None],
-    begin: Callable[[int, list[Place]], int],
-    stopping: Callable[[], bool],
-) -> int:
-    group = Group(job.shape)
-    try:
-        places = group.places()
-        job = replace(job, attempt=begin(job.start, places))
-        results = group.run(job, places[0])
-        asked, steps, running = False, job.start, results
+    def _watch(
+        self, crew: Crew, members: list[Member], results: list[Any], larger: list[int]
+    ) -> None:
+        """Listens until all ranks are done.
+
+        Raises:
+            Stopped: as it was asked to.
+        """
+        running, wish, asked = results, NO, False
+        pulses: dict[Member, Pulse] = {}
         while running:
-            done, running = ray.wait(running, num_returns=len(running), timeout=0.5)
-            for event in group.drain():
-                hear(event)
-            for result in done:
-                steps = _result(result, results)
-            if stopping() and not asked:
-                asked = True
-                group.stop()
-        for event in group.drain():
-            hear(event)
-        if asked and steps < int(job.recipe["steps"]):
-            raise Stopped
-        return steps
-    finally:
-        group.kill()
+            done, running = ray.wait(running, timeout=_TICK_S)
+            for rank, member in enumerate(members):
+                if pulse := self._pulse(crew, rank, member):
+                    pulses[member] = pulse
+            if any(ray.get(result).kind != "done" for result in done):
+                self._fail(members, results)
+            if running and len(pulses) == len(members):
+                self._require_progress(members, [pulses[member] for member in members])
+            asked = asked or self.stopping()
+            new = NOW if asked or _leaving(pulses) else NO
+            if not new and larger and len(crew.refresh()) >= larger[-1]:
+                new = NEXT
+            if new > wish:
+                wish = new
+                for member in members:
+                    member.actor.ask.remote(wish)
+        self._last_words(members)
+        outcome: Any = ray.get(results[0])
+        steps: int = outcome.steps
+        if steps < self.run.steps:
+            if asked:
+                raise Stopped
+            self._say("reform", f"a new group of workers goes on from step {steps}")
+
+    def _pulse(self, crew: Crew, rank: int, member: Member) -> Pulse | None:
+        try:
+            pulse = member.pulse()
+        except RayError as err:
+            crew.drop(member)
+            raise Lost(f"rank {rank} died with its host ({type(err).__name__})") from err
+        self._tell(pulse.events if pulse else [])
+        return pulse
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            if event.kind == "event" and event.body["what"] == "skip":
+                self._blamed[event.body["step"]] = (
+                    self._blamed.get(event.body["step"], []) + event.body["keys"]
+                )
+            self.hear(event)
+
+    def _last_words(self, members: list[Member]) -> None:
+        """What ranks said last, where their hosts still answer."""
+        for member in members:
+            with contextlib.suppress(RayError):
+                asked, member.asked = member.asked, None
+                for question in [*([asked] if asked else []), member.actor.poll.remote()]:
+                    pulse: Any = ray.get(question, timeout=_BLAME_S)
+                    self._tell(pulse.events)
+
+    def _require_progress(self, members: list[Member], pulses: list[Pulse]) -> None:
+        if not hang.hung(pulses, self.shape.hang_s):
+            return
+        text, events = hang.blame([member.actor for member in members], pulses)
+        self._tell(events)
+        raise Lost(text)
+
+    def _fail(self, members: list[Member], results: list[Any]) -> None:
+        """Raises why the group broke: the first cause, not what followed from it."""
+        ray.wait(results, num_returns=len(results), timeout=_BLAME_S)
+        done, _ = ray.wait(results, num_returns=len(results), timeout=0)
+        ended: dict[int, Outcome] = {}
+        for rank, result in enumerate(results):
+            if result in done:
+                try:
+                    ended[rank] = ray.get(result)
+                except RayError as err:
+                    ended[rank] = Outcome("died", text=f"its host is gone ({type(err).__name__})")
+        self._last_words([members[rank] for rank in ended])
+        for outcome in ended.values():
+            if outcome.error:
+                raise outcome.error
+        for kind in ("died", "failed", "cut"):
+            for rank, outcome in ended.items():
+                if outcome.kind == kind == "failed":
+                    raise ClusterError(f"rank {rank} failed: {outcome.text}")
+                if outcome.kind == kind:
+                    raise Lost(f"rank {rank} {_HOW[kind]}: {outcome.text}")
+
+    def _say(self, what: str, text: str) -> None:
+        self.hear(Event("event", -1, {"what": what, "text": text}))
+
+    def _keys(self) -> str:
+        """The samples of the steps that were skipped."""
+        keys = [
+            key
+            for step in sorted(self._blamed)[-self.run.optim.skip_limit :]
+            for key in self._blamed[step]
+        ]
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+        return (
+            f"Going back to the last checkpoint did not help. Samples: {', '.join(keys[:_SHOWN])}"
+            f"{more}; {self.url}/events.jsonl has them all. Look at them, or lower optim.lr."
+        )
 
 
-def _result(result: Any, everyone: list[Any]) -> int:
-    """What a rank returned; if it failed because another died, the death is raised."""
-    try:
-        return ray.get(result)
-    except RayTaskError as err:
-        cause = err.cause
-        if isinstance(cause, DiptychError):
-            raise cause from None
-        done, _ = ray.wait(everyone, num_returns=len(everyone), timeout=_BLAME_S)
-        for other in done:
-            with contextlib.suppress(RayTaskError):  # it broke like this one; is a third one dead?
-                ray.get(other)
-        raise ClusterError(f"a worker failed: {type(cause).__name__}: {cause}") from err
+def _leaving(pulses: dict[Member, Pulse]) -> bool:
+    """Whether a host or its node is about to be taken away."""
+    nodes = draining()
+    return any(pulse.leaving or member.node in nodes for member, pulse in pulses.items())
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def lines(place: RunDir, plan: Plan, first: int, last: int) -> Iterator[Line]:
         raise RunError(f"{place.url} has not trained yet; there is nothing in its ledger.")
     found = [LineCache(source.manifest) for source in plan.sources]
     for step in range(first, last):
-        world = [each.world for each in tried if each.start <= step][-1]
+        world = _owner(tried, step).world
         for rank in range(world):
             for ref in plan.rows(step, rank, world):
                 key = found[ref.source].of(ref.shard).entry(ref.position).record.key
@@ -81,13 +81,19 @@ def verify(place: RunDir, told: list[Line]) -> int:
     slices: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
     for line in told:
         slices[line.step, line.rank].append(f"{line.shard}/{line.key}")
-    known, checked = journal.ledger(place), 0
+    tried, known, checked = attempts(place), journal.ledger(place), 0
     for (step, rank), keys in slices.items():
-        if (step, rank) not in known:
+        slot = (_owner(tried, step).number, step, rank)
+        if slot not in known:
             continue
-        if known[step, rank] != journal.keys_digest(keys):
+        if known[slot] != journal.keys_digest(keys):
             raise DataError(
                 f"{place.url}: at step {step} rank {rank} trained on other samples than planned."
             )
         checked += 1
     return checked
+
+
+def _owner(tried: list[Attempt], step: int) -> Attempt:
+    """The attempt whose work on a step counts: the last one that came by it."""
+    return [each for each in tried if each.start <= step][-1]

@@ -15,6 +15,13 @@ class Shape(Record):
 
     workers: int = Field(default=2, ge=1)
     """Ranks; each is one process."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """With how few the run goes on when nodes are lost and none come; by default never fewer."""
+    wait_s: float = Field(default=30.0, ge=0)
+    """Seconds to wait for lost workers before going on with fewer."""
+    hang_s: float = Field(default=120.0, gt=0)
+    """Seconds in one step after which a rank counts as stuck; ten times as many for the first step,
+    for data and for checkpoints. The group is then restarted."""
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs that Ray sets aside, and torch threads, of each worker."""
@@ -51,6 +58,23 @@ class Shape(Record):
         if (self.offload_weights == "nvme") != (self.nvme is not None):
             raise ValueError("nvme names the folder of offload_weights 'nvme': set both or neither")
         return self
+
+    def sizes(self, run: Run) -> "list[Shape]":
+        """This shape with every number of workers that the run may go on with, most first.
+
+        A forward pass never has more rows than with all workers, so that it fits the memory.
+
+        Raises:
+            RecipeError: the batch cannot be cut among all workers.
+        """
+        most = self.micro_rows(run)
+        found: list[Shape] = [self]
+        for workers in range(self.workers - 1, (self.min_workers or self.workers) - 1, -1):
+            rows, rest = divmod(run.batch, workers)
+            fit = [m for m in range(run.rows_multiple, most + 1, run.rows_multiple) if not rows % m]
+            if not rest and fit:
+                found.append(self.model_copy(update={"workers": workers, "micro_batch": fit[-1]}))
+        return found
 
     def micro_rows(self, run: Run) -> int:
         """Rows of one forward pass on one worker.

@@ -28,15 +28,15 @@ STOP = "stop.json"
 class Tracker:
     """Hears everything that happens in a run and keeps it where it can be found."""
 
-    def __init__(self, run: Run, place: RunDir, console: Console, world: int) -> None:
-        self.run, self.place, self.console, self.world = run, place, console, world
-        self.rows = place.rows("metrics.jsonl")
+    def __init__(self, run: Run, place: RunDir, console: Console) -> None:
+        self.run, self.place, self.console = run, place, console
+        self.rows, self.events = place.rows("metrics.jsonl"), place.rows("events.jsonl")
         self.logs: dict[int, deque[str]] = {}
         self.stop_asked = False
         self._beat = 0.0
         self.places: list[Place] = []
         self._began = time.time()
-        self._events = tempfile.TemporaryDirectory(prefix="diptych-events-")
+        self._board_home = tempfile.TemporaryDirectory(prefix="diptych-events-")
         self._board: SummaryWriter | None = None
         self._line = Line(run, console)
 
@@ -48,7 +48,7 @@ class Tracker:
         self._line.stop()
         if self._board:
             self._board.close()
-        self._events.cleanup()
+        self._board_home.cleanup()
 
     def begin(self, start: int, places: list[Place]) -> int:
         """A group of workers begins at step `start`; returns the attempt's number.
@@ -59,10 +59,13 @@ class Tracker:
         self.places = places
         if self._board:
             self._board.close()
-        self._board = SummaryWriter(self._events.name, purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(self._board_home.name, purge_step=start + 1 if start else None)
         self._line.at(start)
         self.status("running")
-        return ledger.begin(self.place, start, self.world)
+        attempt = ledger.begin(self.place, start, len(places))
+        world = len(places)
+        self._happened({"what": "attempt", "attempt": attempt, "start": start, "world": world}, -1)
+        return attempt
 
     def hear(self, event: Event) -> None:
         """Takes one event of a worker."""
@@ -70,6 +73,9 @@ class Tracker:
             self.log(event.body["text"], event.rank)
         elif event.kind == "metrics":
             self._metrics(event.body)
+        elif event.kind == "event":
+            self._happened(event.body, event.rank)
+            self.log(_told(event.body), event.rank)
         if time.time() - self._beat > _BEAT_S:
             self.status("running")
             self.stop_asked = storage.exists(self.place.at(STOP))
@@ -94,7 +100,7 @@ class Tracker:
             storage.write(self.place.at("logs", _log_name(rank)), "\n".join([*lines, ""]).encode())
         if self._board:
             self._board.flush()
-        for file in Path(self._events.name).iterdir():
+        for file in Path(self._board_home.name).iterdir():
             storage.write(self.place.at("tensorboard", file.name), file.read_bytes())
 
     def status(self, state: str, note: str = "") -> None:
@@ -114,6 +120,12 @@ class Tracker:
                 "beat": self._beat,
             },
         )
+
+    def _happened(self, body: dict[str, Any], rank: int) -> None:
+        """Such events are rare, and kept at once."""
+        self.events.append({"time": round(time.time(), 3), "rank": rank, **body})
+        text = "".join(json.dumps(row) + "\n" for row in self.events)
+        storage.write(self.place.at("events.jsonl"), text.encode())
 
     def _metrics(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -177,3 +189,11 @@ class Line:
 
 def _log_name(rank: int) -> str:
     return "driver.log" if rank < 0 else f"rank-{rank}.log"
+
+
+def _told(body: dict[str, Any]) -> str:
+    """An event as a line of a log."""
+    if body["what"] == "skip":
+        keys = ", ".join(body["keys"])
+        return f"step {body['step']} skipped, loss or gradient was not finite: {keys}"
+    return body["text"]

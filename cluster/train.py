@@ -14,7 +14,7 @@ from ..errors import DiptychError, RunError, Stopped
 from ..pretrain.checkpoint import open_checkpoint
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
-from .launch import cluster, drive
+from .launch import Drive, cluster
 from .shapes import Shape
 from .signals import asked_to_stop
 from .track import STOP, Tracker
@@ -31,7 +31,7 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
     Raises:
         DiptychError: what would fail later, said now.
     """
-    shape.micro_rows(run)
+    shape.sizes(run)
     plan = open_plan(run)
     text = (
         storage.read(run.data.tokenizer)
@@ -81,9 +81,9 @@ def train(
 
 def run_on(run: Run, shape: Shape, place: RunDir, data: str, *, console: Console) -> RunDir:
     """Like `train`, on a Ray cluster that this process has joined, after `prepare`."""
-    with Tracker(run, place, console, shape.workers) as tracker, asked_to_stop() as asked:
+    with Tracker(run, place, console) as tracker, asked_to_stop() as asked:
         try:
-            drive(
+            Drive(
                 run,
                 shape,
                 place.url,
@@ -91,7 +91,7 @@ def run_on(run: Run, shape: Shape, place: RunDir, data: str, *, console: Console
                 hear=tracker.hear,
                 begin=tracker.begin,
                 stopping=lambda: asked.is_set() or tracker.stop_asked,
-            )
+            ).go()
         except Stopped:
             tracker.log("stopped; the same command goes on from here")
             _close(tracker, "stopped")

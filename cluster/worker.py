@@ -1,136 +1,142 @@
 """One rank: the only place where data, model, engine and run directory meet."""
 
-import logging
 import math
-import os
-import queue
-import socket
-import threading
+import signal
 import traceback
 from collections.abc import Callable
-from typing import Any
+from multiprocessing.connection import Connection
 
-import ray
 import torch
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ..config import digest
+from ..config import digest, parse
 from ..data import index, storage, tokens
+from ..data.batch import Batch
 from ..data.holes import Holes
 from ..data.loader import Loader
 from ..data.plan import Plan, Source
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, DiptychError
 from ..finetune.parts import KINDS
 from ..finetune.start import fresh_task
 from ..pretrain.checkpoint import open_checkpoint
-from ..pretrain.loop import train
+from ..pretrain.loop import Doing, Listener, train
 from ..pretrain.run import Run, parse_run
 from ..pretrain.rundir import RunDir
 from . import journal
 from .checkpoint import Writer
-from .job import Event, Job, Place
+from .job import NEXT, NOW, Board, Event, Job, Outcome, Place
 from .journal import Journal
 from .shapes import Shape
 
-log = logging.getLogger("diptych")
 
+class Rank(Listener):
+    """What this rank's loop tells, and to whom."""
 
-class Worker:
-    """A Ray actor: `run` trains in one thread while the others answer the driver."""
+    def __init__(self, rank: int, job: Job, run: Run, board: Board, pipe: Connection) -> None:
+        self.rank, self.job, self.run = rank, job, run
+        self.journal = Journal(rank)
+        self._board, self._pipe = board, pipe
+        self._step, self._told_off = job.start, False
+        signal.signal(signal.SIGTERM, self._terminate)
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._journal = Journal(rank)
+    def told(self, step: int, batch: Batch) -> None:
+        self._step = step
+        self.journal.note(step, batch)
 
-    def where(self) -> Place:
-        """This process, and a free port on its node for the group to meet at."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        address = ray.util.get_node_ip_address()
-        return Place(pid=os.getpid(), host=socket.gethostname(), address=address, port=port)
+    def doing(self, what: Doing, step: int) -> None:
+        self._board.doing("start" if what == "step" and step == self.job.start else what, step)
 
-    def drain(self) -> list[Event]:
-        """What happened since the last call."""
-        found: list[Event] = []
-        while not self._events.empty():
-            found.append(self._events.get())
-        return found
+    def skipped(self, step: int, batch: Batch, blame: bool) -> None:
+        if blame:
+            body = {"what": "skip", "step": step, "keys": list(batch.keys)}
+            self._pipe.send(Event("event", self.rank, body))
 
-    def stop(self) -> None:
-        """Asks for a checkpoint and an end at the next report."""
-        self._stop.set()
-
-    def run(self, job: Job, meet: Place) -> int:
-        """Trains from the newest complete checkpoint; returns the steps done in all."""
-        try:
-            return self._run(job, meet)
-        except Exception:
-            self._say(traceback.format_exc())
-            raise
-
-    def _run(self, job: Job, meet: Place) -> int:
-        from .engine import DeepSpeedEngine, join_group  # imports deepspeed: seconds, once
-
-        shape, world = job.shape, job.shape.workers
-        torch.set_num_threads(shape.cpus_per_worker)
-        join_group(self.rank, world, meet.address, meet.port, gpu=shape.gpus_per_worker > 0)
-        run = parse_run(job.recipe, KINDS, source="recipe")
-        place = RunDir(job.url)
-        text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
-        plan = open_plan(run, job.data)
-        checkpoint = open_checkpoint(job.url, job.start) if job.start else None
-        if checkpoint and checkpoint.extra["stream"] != plan.state(job.start):
-            raise CheckpointError(
-                f"{checkpoint.url} was written on another sequence of batches "
-                f"({checkpoint.extra['stream']}, here {plan.state(job.start)}). Start a new run."
-            )
-        writer = Writer(
-            run=job.url,
-            recipe=digest(run),
-            rank=self.rank,
-            world=world,
-            attempt=job.attempt,
-            keep=shape.keep_checkpoints,
-            journal=self._journal,
-            stream=plan.state,
-        )
-        holes = Holes(plan, run.data.faults, journal.holes(place, job.start))
-        self._journal.holes = holes
-        engine = DeepSpeedEngine(fresh_task(run, text), run, shape, writer)
-        if checkpoint:
-            engine.restore(checkpoint)
-        self._say(f"attempt {job.attempt}: from step {job.start} on {meet.host}, world {world}")
-        loader = Loader(
-            plan,
-            text,
-            run.rows,
-            rank=self.rank,
-            world=world,
-            start=job.start,
-            stop=run.steps,
-            threads=max(2, shape.cpus_per_worker),
-            pin=shape.gpus_per_worker > 0,
-            holes=holes,
-        )
-        return train(
-            engine,
-            loader,
-            run,
-            report=self._report,
-            told=self._journal.note,
-            stopping=self._stop.is_set,
-        )
-
-    def _report(self, row: dict[str, float]) -> None:
-        self._journal.row(row)
+    def report(self, row: dict[str, float]) -> None:
+        self.journal.row(row)
         if self.rank == 0:
-            self._events.put(Event("metrics", self.rank, row))
+            self._pipe.send(Event("metrics", self.rank, row))
 
-    def _say(self, text: str) -> None:
-        self._events.put(Event("log", self.rank, {"text": text}))
+    def stopping(self) -> bool:
+        due = (self._step + 1) % self.run.checkpoint_steps == 0
+        return self._told_off or self._board.wish == NOW or (self._board.wish == NEXT and due)
+
+    def say(self, text: str) -> None:
+        """Puts a line into this rank's log."""
+        self._pipe.send(Event("log", self.rank, {"text": text}))
+
+    def _terminate(self, *_: object) -> None:
+        """SIGTERM: all ranks keep a checkpoint while there is time."""
+        self._told_off = True
+
+
+def work(rank: int, job: Job, meet: Place, board: Board, pipe: Connection) -> Outcome:
+    """Trains as one rank, from the newest complete checkpoint on, and says how it ended."""
+    run = parse_run(job.recipe, KINDS, source="recipe")
+    listener = Rank(rank, job, run, board, pipe)
+    try:
+        return Outcome("done", _train(listener, meet))
+    except DiptychError as err:
+        listener.say(traceback.format_exc())
+        return Outcome("failed", error=err)
+    except Exception as err:
+        listener.say(traceback.format_exc())
+        text = f"{type(err).__name__}: {err}"
+        return Outcome("cut" if _is_cut(err) else "failed", text=text)
+
+
+def _train(listener: Rank, meet: Place) -> int:
+    from .engine import DeepSpeedEngine, join_group  # imports deepspeed; the template has it
+
+    rank, job, run = listener.rank, listener.job, listener.run
+    shape = parse(Shape, job.shape, source="shape")
+    torch.set_num_threads(shape.cpus_per_worker)
+    join_group(rank, shape.workers, meet.address, meet.port, gpu=shape.gpus_per_worker > 0)
+    place = RunDir(job.url)
+    text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
+    plan = open_plan(run, job.data)
+    checkpoint = open_checkpoint(job.url, job.start) if job.start else None
+    if checkpoint and checkpoint.extra["stream"] != plan.state(job.start):
+        raise CheckpointError(
+            f"{checkpoint.url} was written on another sequence of batches "
+            f"({checkpoint.extra['stream']}, here {plan.state(job.start)}). Start a new run."
+        )
+    writer = Writer(
+        run=job.url,
+        recipe=digest(run),
+        rank=rank,
+        world=shape.workers,
+        attempt=job.attempt,
+        keep=shape.keep_checkpoints,
+        journal=listener.journal,
+        stream=plan.state,
+    )
+    holes = Holes(plan, run.data.faults, journal.holes(place, job.start))
+    listener.journal.holes = holes
+    engine = DeepSpeedEngine(fresh_task(run, text), run, shape, writer)
+    if checkpoint:
+        engine.restore(checkpoint)
+    where = f"{meet.host}, world {shape.workers}"
+    listener.say(f"attempt {job.attempt}: from step {job.start} on {where}")
+    loader = Loader(
+        plan,
+        text,
+        run.rows,
+        rank=rank,
+        world=shape.workers,
+        start=job.start,
+        stop=run.steps,
+        threads=max(2, shape.cpus_per_worker),
+        pin=shape.gpus_per_worker > 0,
+        holes=holes,
+    )
+    return train(engine, loader, run, listener)
+
+
+def _is_cut(err: Exception) -> bool:
+    """Whether an error says that another rank is gone; gloo's are plain RuntimeErrors."""
+    text = str(err).lower()
+    return isinstance(err, torch.distributed.DistError) or any(
+        sign in text for sign in ("gloo", "nccl", "connection closed", "connection reset")
+    )
 
 
 def open_plan(
@@ -169,15 +175,3 @@ def _names(run: Run) -> list[str]:
     if len(names) == 1:
         return [""]
     return [f"{name}.{n}" if names.count(name) > 1 else name for n, name in enumerate(names)]
-
-
-def spawn(rank: int, shape: Shape, slots: Any) -> Any:
-    """A worker as a Ray actor in its slot of a placement group; it is never restarted alone."""
-    kind = ray.remote(Worker).options(
-        num_cpus=shape.cpus_per_worker,
-        num_gpus=shape.gpus_per_worker,
-        max_concurrency=4,
-        max_restarts=0,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(slots, rank),
-    )
-    return kind.remote(rank)

@@ -1,17 +1,22 @@
 """The training loop: take a batch, step, tell, now and then keep. It knows no machine."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from ..data.batch import Batch
 from ..data.draws import row_key
+from ..errors import NonFiniteError
 from .optim import lr_at
 from .run import Run
 from .task import Losses
+
+_HEAR_S = 1.0
+"""A wish to stop is heard within about as long, or within a step."""
+Doing = Literal["start", "data", "step", "save"]
 
 
 class Engine(Protocol):
@@ -20,7 +25,11 @@ class Engine(Protocol):
     rank: int
 
     def step(self, batch: Batch, lr: float) -> Losses:
-        """Forward, backward and one optimiser step on this rank's rows."""
+        """Forward, backward and one optimiser step on this rank's rows.
+
+        The step is not taken, on all ranks alike, where the loss of any rank or the norm of the
+        gradient is not finite; then `applied` of the losses is False.
+        """
         ...
 
     def sum(self, values: list[float]) -> list[float]:
@@ -45,19 +54,34 @@ class Tally:
             self.sums[name] = [*self.sums.get(name, []), values]
 
     def totals(self) -> list[float]:
-        """Every (sum, count), flat, in the order of the names; empties the tally."""
+        """Every (sum, count), flat, in the order of the names."""
         flat = [torch.stack(values).sum(0) for _, values in sorted(self.sums.items())]
-        return torch.cat(flat).tolist()
+        return torch.cat(flat).tolist() if flat else []
+
+
+class Listener:
+    """What a training loop tells of itself; every method may be left as it is."""
+
+    def told(self, step: int, batch: Batch) -> None:
+        """Of every batch before it is trained on; the ledger listens here."""
+
+    def doing(self, what: Doing, step: int) -> None:
+        """At every change: waiting for the data of a step, taking it, saving after it."""
+
+    def skipped(self, step: int, batch: Batch, blame: bool) -> None:
+        """A step was not taken. `blame`: this rank's rows may be why."""
+
+    def report(self, row: dict[str, float]) -> None:
+        """Every `log_steps` steps: step, lr, each loss and accuracy over all ranks, and the steps
+        skipped and seconds gone since the last report. Every rank is told the same."""
+
+    def stopping(self) -> bool:
+        """Once any rank says yes, all keep a checkpoint and return."""
+        return False
 
 
 def train(
-    engine: Engine,
-    batches: Iterable[tuple[int, Batch]],
-    run: Run,
-    *,
-    report: Callable[[dict[str, float]], None],
-    told: Callable[[int, Batch], None] = lambda step, batch: None,
-    stopping: Callable[[], bool] = lambda: False,
+    engine: Engine, batches: Iterable[tuple[int, Batch]], run: Run, listener: Listener
 ) -> int:
     """Trains on the batches and returns the number of steps done so far in the run.
 
@@ -65,36 +89,85 @@ def train(
         engine: the task on its machine.
         batches: (step, this rank's rows); steps count from 0.
         run: the recipe.
-        report: told of every `log_steps` steps: step, lr, and each loss and accuracy over all
-            ranks. Called on every rank with the same numbers.
-        told: told of every batch before it is trained on; the ledger listens here.
-        stopping: asked at every report; once any rank says yes, all keep a checkpoint and return.
+        listener: told of everything, and asked whether to stop.
+
+    Raises:
+        NonFiniteError: too many steps in a row had no finite loss or gradient.
     """
-    tally, since, last = Tally(), time.perf_counter(), 0
+    meter, last = Meter(engine, run, listener), 0
     for step, batch in batches:
-        told(step, batch)
+        listener.told(step, batch)
+        listener.doing("step", step)
         torch.manual_seed(row_key(run.seed, step, engine.rank))  # dropout; no state to save
-        lr = lr_at(run.optim, step, run.steps)
-        tally.add(engine.step(batch, lr))
+        meter.add(step, batch, engine.step(batch, lr_at(run.optim, step, run.steps)))
         last = step + 1
-        if last % run.log_steps and last < run.steps:
-            continue
-        names, now = sorted(tally.sums), time.perf_counter()
-        *totals, stop = engine.sum([*tally.totals(), float(stopping())])
-        tally = Tally()
-        report(_row(last, lr, names, totals, (now - since)))
-        since = now
-        if last == run.steps or stop:
+        due = last % run.log_steps == 0 or last == run.steps
+        stop = not due and meter.ask(last)
+        if due or stop:
+            stop = meter.report(last) or stop
+        if stop or last == run.steps:
+            listener.doing("save", step)
             engine.save(last, wait=True)
             return last
-        if last % run.checkpoint_steps == 0:
+        if last % run.checkpoint_steps == 0 and not meter.row:
+            listener.doing("save", step)
             engine.save(last, wait=False)
+        listener.doing("data", last)
     return last
 
 
-def _row(
-    step: int, lr: float, names: list[str], totals: list[float], seconds: float
-) -> dict[str, float]:
-    pairs = zip(names, totals[::2], totals[1::2], strict=True)
-    means = {name: total / count for name, total, count in pairs if count}
-    return {"step": step, "lr": lr, **means, "seconds": round(seconds, 4)}
+class Meter:
+    """Between two reports: what steps cost, which were skipped, how long they took."""
+
+    def __init__(self, engine: Engine, run: Run, listener: Listener) -> None:
+        self.engine, self.run, self.listener = engine, run, listener
+        self.row: list[int] = []
+        """Steps that were skipped, one after the other, up to now."""
+        self._tally, self._skipped, self._steps = Tally(), 0, 0
+        self._since = time.perf_counter()
+        self._every: int | None = None
+
+    def add(self, step: int, batch: Batch, losses: Losses) -> None:
+        """Counts a step in, or out."""
+        self._steps += 1
+        if losses.applied:
+            self._tally.add(losses)
+            self.row = []
+            return
+        mine = not bool(torch.isfinite(losses.total))
+        anyone = self.engine.sum([float(mine)])[0] > 0  # if nobody's loss is, gradients overflowed
+        self.listener.skipped(step, batch, blame=mine or not anyone)
+        self._skipped += 1
+        self.row.append(step)
+        if len(self.row) >= self.run.optim.skip_limit:
+            raise NonFiniteError(
+                f"loss or gradient was not finite at {len(self.row)} steps in a row, "
+                f"{self.row[0]} to {step}.",
+                step,
+            )
+
+    def ask(self, last: int) -> bool:
+        """Whether any rank wants to stop; asked about once a second, at the same steps everywhere.
+
+        Where reports come as often, they ask.
+        """
+        if self._every is None:
+            [seconds] = self.engine.sum([time.perf_counter() - self._since])
+            self._every = max(1, int(_HEAR_S / max(seconds, 1e-9)))
+        if self._every >= self.run.log_steps or last % self._every:
+            return False
+        return self.engine.sum([float(self.listener.stopping())])[0] > 0
+
+    def report(self, last: int) -> bool:
+        """Tells of the steps since the last report; returns whether any rank wants to stop."""
+        names, now = sorted(self._tally.sums), time.perf_counter()
+        wish, seconds = float(self.listener.stopping()), (now - self._since) / self._steps
+        *totals, stop, every = self.engine.sum([*self._tally.totals(), wish, seconds])
+        pairs = zip(names, totals[::2], totals[1::2], strict=True)
+        row = {"step": last, "lr": lr_at(self.run.optim, last - 1, self.run.steps)}
+        row |= {name: total / count for name, total, count in pairs if count}
+        row |= {"skipped": self._skipped, "seconds": round(now - self._since, 4)}
+        self.listener.report(row)
+        self._tally, self._skipped, self._steps, self._since = Tally(), 0, 0, now
+        self._every = max(1, int(_HEAR_S / max(every, 1e-9)))
+        return stop > 0

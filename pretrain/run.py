@@ -84,6 +84,9 @@ class Optim(Record):
     decay: Literal["linear", "cosine", "none"] = "linear"
     clip: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradient."""
+    skip_limit: int = Field(default=3, ge=1)
+    """Steps in a row without a finite loss and gradient that send a run back to its last
+    checkpoint, and, the second time, end it. Fewer are skipped and counted."""
 
 
 def _part(base: type[Part], what: str) -> BeforeValidator:

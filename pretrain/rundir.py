@@ -4,6 +4,7 @@ recipe.yaml      the resolved recipe
 run.json         its digest, the data's digest, versions, when it was made
 status.json      what it is doing, on which machine
 metrics.jsonl    one row every log_steps steps
+events.jsonl     attempts, restarts, skipped steps with their samples
 ledger/          what each rank trained on, as digests by step
 logs/            the driver's and the workers' last lines
 checkpoints/     see checkpoint.py

@@ -25,6 +25,8 @@ class Losses(NamedTuple):
     """0-d; the mean over rows of the weighted losses. Backward starts here."""
     sums: dict[str, tuple[Tensor, Tensor]]
     """`mlm.loss` -> (sum, count), `mlm.accuracy` -> (hits, tries); detached."""
+    applied: bool = True
+    """Whether an optimiser step came of it; False where loss or gradient was not finite."""
 
 
 def merge(parts: Sequence[Losses]) -> Losses:

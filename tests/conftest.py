@@ -7,9 +7,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import rank_faults
 import torch
 from PIL import Image
 
+from diptych.cluster import crew
 from diptych.cluster.bucket import serve
 from diptych.cluster.launch import cluster
 from diptych.cluster.shapes import Shape
@@ -186,5 +188,18 @@ def tiny(easy: str) -> Callable[..., Run]:
         values["optim"] |= {"warmup_steps": 5, "lr": 3e-3, "decay": "none"}
         values["model"] |= {"width": 32, "depth": 1, "heads": 2, "stem": 8}
         return revise(values, list(settings), KINDS, source=name)
+
+    return make
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """`fault(what="nan", key=..., times=1)`: the hosts of this test give it to their ranks."""
+
+    def make(*, what: str, key: str, times: int = 1) -> None:
+        mark = tmp_path / "mark"
+        mark.mkdir()
+        found = rank_faults.spawner(what=what, key=key, times=times, mark=str(mark))
+        monkeypatch.setattr(crew, "spawn", found)
 
     return make
