@@ -44,6 +44,13 @@ class Batch:
         part = self._map(lambda tensor: tensor[first:last])
         return replace(part, keys=self.keys[first:last], fields=self.fields[first:last])
 
+    def pick(self, row_S: Tensor) -> "Batch":
+        """Rows by number, in any order and as often as they are named."""
+        part = self._map(lambda tensor: tensor[row_S.to(tensor.device)])
+        rows = row_S.tolist()
+        keys, fields = (tuple(each[row] for row in rows) for each in (self.keys, self.fields))
+        return replace(part, keys=keys, fields=fields)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies overlap with compute when the source is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
