@@ -52,8 +52,8 @@ def main() -> None:
 def samples() -> list[Image.Image]:
     """Photos that come with scikit-image and scikit-learn, nothing is downloaded."""
     try:
-        from skimage import data
-        from sklearn.datasets import load_sample_images
+        from skimage import data  # pyright: ignore[reportMissingImports]
+        from sklearn.datasets import load_sample_images  # pyright: ignore[reportMissingImports]
     except ImportError as err:
         raise SystemExit(
             f"{err}. Run: pip install scikit-image scikit-learn, or give --tar"
