@@ -17,7 +17,7 @@ from diptych.pretrain.diffusion.rows import empty_text
 from diptych.pretrain.diffusion.samplers import Denoiser
 from diptych.pretrain.diffusion.schedules import Schedule
 from diptych.pretrain.evaluate import evaluate, shuffled
-from diptych.pretrain.loop import train
+from diptych.pretrain.loop import Listener, train
 from diptych.pretrain.objective import View
 from diptych.pretrain.optim import adamw
 from diptych.pretrain.recipes import vlp_easy
@@ -102,6 +102,16 @@ def painted(rows: Rows, count: int, first: int) -> Batch:
     )
 
 
+class Ear(Listener):
+    """Keeps the reports."""
+
+    def __init__(self, rows: list[dict[str, float]]) -> None:
+        self.rows = rows
+
+    def report(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+
 @pytest.mark.parametrize(("model", "objective"), [("dit", "ddpm"), ("dit", "flow")])
 def test_it_learns_what_the_captions_say(
     model: str, objective: str, rows: Rows, text: Text
@@ -113,11 +123,11 @@ def test_it_learns_what_the_captions_say(
     )  # fmt: skip
     task, found = make(run, text), list[dict[str, float]]()
     batches = ((step, painted(rows, 16, 16 * step)) for step in range(150))
-    train(Here(task, run), batches, run, report=found.append)
+    train(Here(task, run), batches, run, Ear(found))
     name = f"{objective}.loss"
     assert found[-1][name] < 0.6 * found[0][name]
     quarters = {f"{objective}.mse.{number}" for number in range(4)}
-    assert set(found[-1]) == {"step", "lr", "seconds", name, *quarters}
+    assert set(found[-1]) == {"step", "lr", "seconds", "skipped", name, *quarters}
     tests = [painted(rows, 32, 10_000)]
     right = evaluate(task, tests)[name]
     wrong = evaluate(task, tests, change=shuffled)[name]
