@@ -14,7 +14,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Peers get environments of their own below .bench. `make bench-data ARGS="--only raw --rounds 5"`.
 bench-data: install

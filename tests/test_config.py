@@ -45,7 +45,7 @@ def refused(*settings: str) -> str:
         ("optim.warmup=1", "unknown 'warmup'. Did you mean 'warmup_steps'?"),
         ("data.trian=x", "unknown 'trian'. Did you mean 'train'?"),
         ("model.widht=64", "model 'vlp': widht: unknown 'widht'. Did you mean 'width'?"),
-        ("objectives.mlm.ratio=0.1", "unknown 'ratio'. Did you mean 'rate'? There are: rate, wei"),
+        ("objectives.mlm.ratio=0.1", "unknown 'ratio'. Did you mean 'rate'? There are: rate, "),
         ("optin.lr=1", "optin: unknown 'optin'. Did you mean 'optim'?"),
         (
             "objectives.mlmm.rate=0.1",

@@ -195,7 +195,7 @@ def test_sources_buckets_and_holes_are_the_same_on_any_world(
     run = tiny(
         "mixed",
         f"data.train=[{{url: {easy}, weight: 2}}, {{url: {more}}}]",
-        "data.buckets.lengths=[24]",
+        "data.buckets.lengths=[36]",
         "data.faults={shard: 0.05, source: 0.01}",
         "steps=20",
     )
