@@ -11,8 +11,9 @@ from .task import Task
 
 
 def shuffled(batch: Batch) -> Batch:
-    """The batch with each row's image exchanged for its neighbour's: the control of a control."""
-    return replace(batch, image_BCHW=batch.image_BCHW.roll(1, 0))
+    """The batch with each row's image, and all arrays of it, exchanged for its neighbour's: the control of a control."""
+    arrays = {name: array.roll(1, 0) for name, array in batch.arrays.items()}
+    return replace(batch, image_BCHW=batch.image_BCHW.roll(1, 0), arrays=arrays)
 
 
 @torch.no_grad()
