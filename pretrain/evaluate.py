@@ -11,7 +11,7 @@ from .task import Task
 
 
 def shuffled(batch: Batch) -> Batch:
-    """The batch with each row's image, and all arrays of it, exchanged for its neighbour's: the control of a control."""
+    """The batch with each row's image and arrays exchanged for its neighbour's: the control."""
     arrays = {name: array.roll(1, 0) for name, array in batch.arrays.items()}
     return replace(batch, image_BCHW=batch.image_BCHW.roll(1, 0), arrays=arrays)
 
