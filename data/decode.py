@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import CrcError, ShardError
 from . import jpeg
@@ -111,6 +111,8 @@ def _opened(blob: Blob) -> Image.Image:
         return Image.open(io.BytesIO(blob), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels: {err}") from err
+    except UnidentifiedImageError as err:  # Pillow's message holds an address: never the same twice
+        raise OSError("cannot identify it as a JPEG, PNG or WebP image") from err
 
 
 def _require_pixels(width: int, height: int) -> None:
