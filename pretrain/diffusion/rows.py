@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...data.draws import normal, uniform
-from ..objective import View, Words
+from ..objective import Denoised, Score, View, Words
 from .targets import offset
 
 _BUCKETS = 4
@@ -65,3 +65,17 @@ def by_time(error_B: Tensor, time_B: Tensor) -> Mapping[str, tuple[Tensor, Tenso
 def squared_error(said: Tensor, right: Tensor) -> Tensor:
     """(B,) float32: the mean over a row's values."""
     return (said.float() - right.float()).square().flatten(1).mean(1)
+
+
+def score_denoised(seen: Denoised, right: Tensor, weight_B: Tensor | None = None) -> Score:
+    """The squared error of each row, weighted; `parts` has it without weights, by time."""
+    error_B, time_B = squared_error(seen.said_BCHW, right), seen.view.time_B
+    assert time_B is not None  # `hide` put it there
+    none = torch.zeros((), dtype=torch.long, device=error_B.device)
+    return Score(
+        loss_B=error_B if weight_B is None else error_B * weight_B,
+        valid_B=torch.ones_like(error_B, dtype=torch.bool),
+        hits=none,
+        tries=none,
+        parts=by_time(error_B, time_B),
+    )

@@ -6,11 +6,10 @@ B rows, C channels, H x W pixels.
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, model_validator
 
 from ...data.draws import normal, uniform
-from ..diffusion.rows import by_time, draw_noise, drop_text, squared_error
+from ..diffusion.rows import draw_noise, drop_text, score_denoised
 from ..diffusion.schedules import Schedule, snr
 from ..diffusion.targets import Predict, add_noise, perturbed, target
 from ..diffusion.weights import WEIGHTS, Weighting
@@ -66,14 +65,6 @@ class DenoisingDiffusion(Objective):
         )
 
     def score(self, head: Any, seen: Denoised) -> Score:
-        error_B = squared_error(seen.said_BCHW, seen.view.targets[self.kind])
-        time_B = seen.view.time_B
-        assert time_B is not None  # `hide` put it there
-        none = torch.zeros((), dtype=torch.long, device=error_B.device)
-        return Score(
-            loss_B=error_B * seen.view.targets["ddpm.weight"].float(),
-            valid_B=torch.ones_like(error_B, dtype=torch.bool),
-            hits=none,
-            tries=none,
-            parts=by_time(error_B, time_B),
+        return score_denoised(
+            seen, seen.view.targets[self.kind], seen.view.targets["ddpm.weight"].float()
         )

@@ -6,11 +6,10 @@ B rows, C channels, H x W pixels.
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 
 from ...data.draws import uniform
-from ..diffusion.rows import by_time, draw_noise, drop_text, squared_error
+from ..diffusion.rows import draw_noise, drop_text, score_denoised
 from ..diffusion.targets import Density, add_flow, flow_target, flow_times
 from ..objective import Denoised, Objective, Score, View, Words
 
@@ -54,14 +53,4 @@ class RectifiedFlow(Objective):
         )
 
     def score(self, head: Any, seen: Denoised) -> Score:
-        error_B = squared_error(seen.said_BCHW, seen.view.targets[self.kind])
-        time_B = seen.view.time_B
-        assert time_B is not None  # `hide` put it there
-        none = torch.zeros((), dtype=torch.long, device=error_B.device)
-        return Score(
-            loss_B=error_B,
-            valid_B=torch.ones_like(error_B, dtype=torch.bool),
-            hits=none,
-            tries=none,
-            parts=by_time(error_B, time_B),
-        )
+        return score_denoised(seen, seen.view.targets[self.kind])

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from ...data.draws import uniform
 from ..objective import Objective, Score, Seen, Sizes, View, Words
-from ..wordhead import WordHead
+from ..wordhead import WordHead, score_words
 
 
 class PrefixLanguage(Objective):
@@ -40,17 +39,4 @@ class PrefixLanguage(Objective):
         return replace(view, causal_B=causal_B, targets={**view.targets, self.kind: next_BL})
 
     def score(self, head: Any, seen: Seen) -> Score:
-        targets_BL = seen.view.targets[self.kind]
-        targets_BL = targets_BL.masked_fill(~seen.view.matched_B[:, None], -100)
-        picked_BL = targets_BL >= 0
-        targets_M, row_M = targets_BL[picked_BL], picked_BL.nonzero()[:, 0]
-        logits_MV: Tensor = head(seen.tokens_BLD[picked_BL], seen.word_weights_VD)
-        loss_M = F.cross_entropy(logits_MV.float(), targets_M, reduction="none")
-        count_B = picked_BL.sum(1)
-        sum_B = torch.zeros(len(count_B), dtype=loss_M.dtype, device=loss_M.device)
-        return Score(
-            loss_B=sum_B.index_add(0, row_M, loss_M) / count_B.clamp(min=1),
-            valid_B=count_B > 0,
-            hits=(logits_MV.argmax(1) == targets_M).sum(),
-            tries=count_B.sum(),
-        )
+        return score_words(head, seen, seen.view.targets[self.kind])
