@@ -32,12 +32,14 @@ def data_precompute(
 ) -> None:
     """Encode a dataset once: latents, text states or region features, as tars to train from.
 
-    Kinds: `autoencoder` (diffusers), `taef2`, `text` (transformers), `grid` (timm). The same
-    command goes on after an interruption, and makes again only what changed.
+    Kinds: `autoencoder` (diffusers), `taef2`, `text` (transformers), `grid` (timm); and hints, which
+    need no weights: `canny`, `soft_edges`, `scribble`, `palette`, `layout`. The same command goes on after an interruption, and makes again only what changed.
 
     Examples:
 
         diptych data precompute ./photos --encoder text=./clip --set tokens=40 --out ./photos-text
+
+        diptych data precompute ./photos --encoder canny --set low=50 --size 64 --out ./photos-canny
 
         diptych data precompute s3://b/photos --encoder autoencoder=./sd/vae --size 256 --out s3://b/latents --workers 8 --gpus 1 --ray auto
     """  # noqa: E501

@@ -33,6 +33,9 @@ class Batch:
     arrays: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What the recipe asked for of the sample's .npy members, (B, N, F) float32 by name, filled up
     with zeros to N."""
+    hints: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Pictures beside the picture, (B, C, H, W) uint8 by name, cut and flipped like it; zeros for
+    rows that were left out."""
 
     @property
     def rows(self) -> int:
@@ -68,4 +71,5 @@ class Batch:
             real_BL=move(self.real_BL),
             hole_B=None if self.hole_B is None else move(self.hole_B),
             arrays={name: move(array) for name, array in self.arrays.items()},
+            hints={name: move(hint) for name, hint in self.hints.items()},
         )

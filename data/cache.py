@@ -28,7 +28,8 @@ FORMAT = 1
 """To be raised when the same sample and encoder would give another row: another resize, say."""
 NOTE = "cache.json"
 ROW = "json"
-Side = Literal["image", "text"]
+Side = Literal["image", "text", "record"]
+"""`record` is the whole JSON record, as annotations are read."""
 Dtype = Literal["float16", "float32"]
 
 
@@ -50,6 +51,9 @@ class Spec(Settings):
     """Whether JPEGs are decoded in full; None without images."""
     text: str | None = None
     """`txt`, or the name of a field of the JSON record; None without texts."""
+    whole: bool | None = None
+    """True where images are resized to cover their frame and not cut, so that a loader can cut
+    each row as it cuts the picture. None where they are cut, or without images."""
 
     @field_validator("sizes")
     @classmethod
@@ -75,7 +79,7 @@ def used(spec: Spec, record: Record) -> dict[str, Member]:
     """The members of a sample that its row depends on."""
     image = next((ext for ext in record.members if is_image(ext)), None)
     text = "txt" if spec.text == "txt" else "json"
-    wanted = {"image": image, "text": text}
+    wanted = {"image": image, "text": text, "record": "json"}
     names = [wanted[side] for side in spec.reads]
     return {name: record.members[name] for name in names if name and name in record.members}
 

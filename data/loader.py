@@ -20,6 +20,7 @@ from .batch import Batch
 from .blocks import Blocks, Raw
 from .crew import crew
 from .decode import sample
+from .hints import Hints, Wanted
 from .holes import Holes
 from .index import Manifest
 from .plan import Plan, Ref
@@ -44,6 +45,8 @@ class Recipe:
     arrays: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     """Members `name.npy` that every sample must have, by name: (N, F). Of more than N rows the
     first N are taken."""
+    hints: Mapping[str, Wanted] = field(default_factory=dict[str, Wanted])
+    """Pictures beside the picture, by name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Row:
     fields: dict[str, Any]
     hole: bool = False
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    hints: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
 
 
 class Loader:
@@ -98,6 +102,7 @@ class Loader:
         self.rank, self.world, self.start, self.stop = rank, world, start, stop
         self.ahead, self.threads, self.memory, self.pin = ahead, threads, memory, pin
         self.holes = holes or Holes(plan)
+        self.hints = Hints(plan, recipe.hints)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch)."""
@@ -154,16 +159,29 @@ class Loader:
             found = self._decoded(blocks, ref, raw, wanted)
             _require(found, self.recipe, f"{raw.shard}: {key}")
             arrays = _arrays(found, self.recipe, f"{raw.shard}: {key}")
+            hints = self._put_image(blocks, ref, found, wanted, draw, image_CHW)
         except ShardError as fault:
             self.holes.admit(ref, key, raw.record.span()[0], fault)
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
             return hole
+        text = str(_text(found, self.recipe) or "")
+        return Row(f"{shard}/{key}", draw, text, found["fields"], arrays=arrays, hints=hints)
+
+    def _put_image(
+        self,
+        blocks: Blocks,
+        ref: Ref,
+        found: dict[str, Any],
+        wanted: Frame,
+        draw: int,
+        image_CHW: Tensor,
+    ) -> dict[str, np.ndarray]:
+        """Writes the picture, white where there is none; returns the pictures beside it."""
         if found["image"] is None:
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
-        else:
-            frame(found["image"], wanted, draw, image_CHW, size=found["size"])
-        text = str(_text(found, self.recipe) or "")
-        return Row(f"{shard}/{key}", draw, text, found["fields"], arrays=arrays)
+            return {}
+        _, placed = frame(found["image"], wanted, draw, image_CHW, size=found["size"])
+        return self.hints.of(blocks, ref, found, wanted, placed)
 
     def _decoded(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame) -> dict[str, Any]:
         try:
@@ -191,6 +209,10 @@ class Loader:
             fields=tuple(row.fields for row in rows),
             hole_B=torch.tensor(holes) if any(holes) else None,
             arrays={name: _stack(rows, name, s) for name, s in self.recipe.arrays.items()},
+            hints={
+                name: _pictures(rows, name, (one.channels, *image_BCHW.shape[2:]))
+                for name, one in self.recipe.hints.items()
+            },
         )
         return batch.pinned() if self.pin else batch
 
@@ -270,3 +292,12 @@ def _stack(rows: Sequence[Row], name: str, shape: tuple[int, int]) -> Tensor:
         if not row.hole:
             table_BNF[place, : len(row.arrays[name])] = torch.from_numpy(row.arrays[name])
     return table_BNF
+
+
+def _pictures(rows: Sequence[Row], name: str, shape: tuple[int, int, int]) -> Tensor:
+    """(B, C, H, W) uint8: one picture beside the picture of every row, zeros for holes."""
+    drawn_BCHW = np.zeros((len(rows), *shape), np.uint8)
+    for place, row in enumerate(rows):
+        if name in row.hints:
+            drawn_BCHW[place] = row.hints[name]
+    return torch.from_numpy(drawn_BCHW)

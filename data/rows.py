@@ -3,6 +3,7 @@
 Memory is bounded: three batches at most are in it, each of which spans a limited part of the shard.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from .crew import crew
 from .decode import sample
 from .index import Entry, Lines, Shard
 from .records import Record
-from .transforms import Frame, frame
+from .transforms import Frame, cover, frame
 
 _BATCH_BYTES = 64 << 20
 """A batch of samples that lie further apart in their shard is cut."""
@@ -37,6 +38,7 @@ class Row:
     """Hash of what its outputs depend on."""
     image_CHW: np.ndarray | None = None
     text: str | None = None
+    """The text; or the JSON record and the image's size, for encoders that read records."""
     fault: str = ""
 
 
@@ -126,7 +128,8 @@ def _row(
         except CrcError:  # damaged on its way, perhaps: one more read will tell
             found = cut(_span(origin, *record.span()), record.span()[0])
         image_CHW = _pixels(found, size, spec) if size else None
-        text = _text(found, spec) if spec.text else None
+        text = _record(found) if "record" in spec.reads else None
+        text = _text(found, spec) if spec.text else text
     except CrcError:
         raise  # no row of the bytes that the index names can be made of others
     except (ShardError, ValueError) as err:
@@ -135,11 +138,20 @@ def _row(
 
 
 def _pixels(found: dict[str, Any], size: tuple[int, int], spec: Spec) -> np.ndarray:
-    """(3, height, width) uint8, as the loader gives them to a model."""
+    """(3, height, width) uint8, as the loader gives them to a model, or as it cuts them from."""
     if found["image"] is None:
         raise ValueError("it has no image")
     wanted = Frame(width=size[0], height=size[1], exact=bool(spec.exact))
+    if spec.whole:
+        return cover(found["image"], wanted, size=found["size"])
     return frame(found["image"], wanted, 0, size=found["size"])[0].numpy()
+
+
+def _record(found: dict[str, Any]) -> str:
+    """`{"record": {...}, "size": [width, height]}`: annotations, and what their pixels are of."""
+    if not found["fields"]:
+        raise ValueError("it has no JSON record")
+    return json.dumps({"record": found["fields"], "size": found["size"]})
 
 
 def _text(found: dict[str, Any], spec: Spec) -> str:

@@ -69,6 +69,7 @@ def frame(
     out: Tensor | None = None,
     *,
     size: tuple[int, int] | None = None,
+    at: Placed | None = None,
 ) -> tuple[Tensor, Placed]:
     """Returns (3, height, width) uint8 and where it was cut from.
 
@@ -81,8 +82,43 @@ def frame(
         draw: the sample's `draws.row_key`.
         out: (3, height, width) uint8 to write into; a new one by default.
         size: (width, height) of the whole image where `pixels` were decoded at a smaller scale.
+        at: where another image of this size was cut, to cut this one alike, whatever its draw.
     """
     whole = size or (pixels.shape[1], pixels.shape[0])
+    resized_CHW, width, height = _covering(pixels, whole, frame)
+    at = at or Placed(
+        *whole,
+        left=_kept(width - frame.width, frame, draw, "crop left"),
+        top=_kept(height - frame.height, frame, draw, "crop top"),
+        flipped=_uniform(draw, "flip") < frame.flip,
+    )
+    row_CHW = resized_CHW[:, at.top : at.top + frame.height, at.left : at.left + frame.width]
+    if out is None:
+        out = torch.empty(row_CHW.shape, dtype=torch.uint8)
+    # By NumPy: torch would wake a team of threads for a copy, which loaders' threads fight over.
+    np.copyto(out.numpy(), row_CHW[..., ::-1] if at.flipped else row_CHW)
+    return out, at
+
+
+def cover(pixels: np.ndarray, frame: Frame, *, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(3, H, W) uint8: what `frame` with the same arguments cuts its row from."""
+    return _covering(pixels, size or (pixels.shape[1], pixels.shape[0]), frame)[0]
+
+
+def covered(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
+    """(width, height) of what `cover` gives of an image of this size, to within a pixel."""
+    width = min(size[0], max(1, _HAIRLINE * size[1] * frame.width // frame.height))
+    height = min(size[1], max(1, _HAIRLINE * size[0] * frame.height // frame.width))
+    scale = max(
+        frame.width / width, frame.height / height, (frame.resize or 0) / min(width, height)
+    )
+    return int(width * scale * (1 + _TINY)), int(height * scale * (1 + _TINY))
+
+
+def _covering(
+    pixels: np.ndarray, whole: tuple[int, int], frame: Frame
+) -> tuple[np.ndarray, float, float]:
+    """The image resized to cover the frame, or to `resize`, and its width and height unrounded."""
     reduced = _reduction(whole, pixels)
     pixels = _without_hairline(pixels, frame)
     width = min(whole[0], reduced * pixels.shape[1])
@@ -90,16 +126,7 @@ def frame(
     scale = max(
         frame.width / width, frame.height / height, (frame.resize or 0) / min(width, height)
     )
-    left = _kept(width * scale - frame.width, frame, draw, "crop left")
-    top = _kept(height * scale - frame.height, frame, draw, "crop top")
-    resized_CHW = _resized(pixels, scale * reduced)
-    row_CHW = resized_CHW[:, top : top + frame.height, left : left + frame.width]
-    flipped = _uniform(draw, "flip") < frame.flip
-    if out is None:
-        out = torch.empty(row_CHW.shape, dtype=torch.uint8)
-    # By NumPy: torch would wake a team of threads for a copy, which loaders' threads fight over.
-    np.copyto(out.numpy(), row_CHW[..., ::-1] if flipped else row_CHW)
-    return out, Placed(*whole, left, top, flipped)
+    return _resized(pixels, scale * reduced), width * scale, height * scale
 
 
 def _without_hairline(pixels: np.ndarray, frame: Frame) -> np.ndarray:

@@ -35,6 +35,8 @@ class Encoder(Part):
 
     reads: ClassVar[tuple[Side, ...]]
     """What of a sample it sees."""
+    whole: ClassVar[bool] = False
+    """Whether it draws a picture beside the picture, which a loader then cuts like it."""
 
     @property
     def places(self) -> dict[str, str]:
@@ -85,6 +87,7 @@ class Encoder(Part):
             sizes=tuple(sizes) if sees else None,
             exact=exact if sees else None,
             text=text if "text" in self.reads else None,
+            whole=self.whole or None,
         )
 
     def open(self, device: str = "cpu") -> "Opened":

@@ -1,6 +1,11 @@
 """Table of contents: one line an encoder, sorted. Nothing happens at import."""
 
 from .autoencoder import Autoencoder as Autoencoder
+from .canny import Canny as Canny
 from .grid import Grid as Grid
+from .layout import Layout as Layout
+from .palette import Palette as Palette
+from .scribble import Scribble as Scribble
+from .soft_edges import SoftEdges as SoftEdges
 from .taef2 import Taef2 as Taef2
 from .text import Text as Text
