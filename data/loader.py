@@ -294,7 +294,7 @@ def _stack(rows: Sequence[Row], name: str, shape: tuple[int, int]) -> Tensor:
     return table_BNF
 
 
-def _pictures(rows: Sequence[Row], name: str, shape: tuple[int, int, int]) -> Tensor:
+def _pictures(rows: Sequence[Row], name: str, shape: tuple[int, ...]) -> Tensor:
     """(B, C, H, W) uint8: one picture beside the picture of every row, zeros for holes."""
     drawn_BCHW = np.zeros((len(rows), *shape), np.uint8)
     for place, row in enumerate(rows):
