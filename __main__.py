@@ -284,7 +284,7 @@ def sample(run: RunArg) -> None:
 @app.command()
 def export(
     run: RunArg,
-    to: Annotated[str, typer.Option(help="Target format: diptych.")],
+    to: Annotated[str, typer.Option(help="Target: diptych, transformers, ...; docs/export.md.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     runs: Runs = "runs",
     weights: WeightsOpt = None,
@@ -295,6 +295,8 @@ def export(
     Examples:
 
         diptych export vqa_easy --to diptych --out exported/vqa_easy
+
+        diptych export my_vilt --to transformers --out exported/my_vilt
     """
     from .cluster.jobs import find
     from .finetune.score import finished

@@ -1,19 +1,18 @@
-"""An export is done when a clean process has loaded it and computed the same.
+"""Opens an exported folder as another process of Diptych would, and repeats its probe.
 
-`prove` leaves inputs and the trained model's outputs in the folder, starts a new interpreter that
-knows nothing but the folder, and keeps what that found in proof.json.
+`python -I -m diptych.finetune.prove FOLDER` computes the outputs that are stored there again and
+keeps what it found in proof.json; see clean_process.py.
 """
 
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ..data.batch import Batch
 from ..errors import ExportError
@@ -21,26 +20,6 @@ from .export import folder
 
 TOLERANCE = 1e-5
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-
-def prove(out: Path, trained: folder.Loaded, batch: Batch) -> dict[str, Any]:
-    """Proves a folder against the trained model on a batch, and returns what proof.json holds.
-
-    Raises:
-        ExportError: the clean process failed, or computed something else.
-    """
-    probe = {"image": batch.image_BCHW, "tokens": batch.tokens_BL, "real": batch.real_BL}
-    probe |= {f"array.{name}": array for name, array in batch.arrays.items()}
-    expected = {f"out.{name}": value for name, value in trained.outputs(batch).items()}
-    tensors = {name: value.contiguous() for name, value in {**probe, **expected}.items()}
-    save_file(tensors, out / "probe.safetensors")
-    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    command = [sys.executable, "-I", "-m", __name__, str(out.absolute())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise ExportError(f"{out} is not proven: {(done.stderr or done.stdout).strip()[-600:]}")
-    return json.loads((out / "proof.json").read_text())
 
 
 def check(out: Path) -> dict[str, Any]:

@@ -3,16 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ..config import unknown
-from ..errors import ExportError
-from ..pretrain.objective import Seen
 from . import export
-from .export.folder import Loaded
-from .prove import prove
 from .score import Finished
-
-TARGETS = {"diptych": export.folder, "transformers": export.hub}
-"""Export targets by the name that `--to` takes."""
+from .target import find_target, new_folder
 
 
 def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, Any]:
@@ -20,15 +13,11 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
 
     Raises:
         RecipeError: no such target.
-        ExportError: the model is a denoiser, or it could not be written, or not be proven.
+        ExportError: the target does not take such a model, the folder is in use, or the export
+            could not be proven.
     """
-    if to not in TARGETS:
-        raise unknown(to, list(TARGETS), "--to")
-    if found.run.model.gives is not Seen:
-        raise ExportError(
-            f"{found.place.url} trained a denoiser ({found.run.model.kind}), which {to!r} cannot "
-            "hold yet. Its weights are in its checkpoints."
-        )
+    target = find_target(to, export)
+    target.require(found.run)
     facts = {
         "run": found.place.name,
         "steps": found.checkpoint.step,
@@ -37,8 +26,7 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
         "training data digest": found.place.json("run.json").get("data"),
         "recipe digest": found.checkpoint.recipe,
     }
-    TARGETS[to].write(out, found.run, found.task, found.text, facts)
+    new_folder(out)
+    target.write(out, found.run, found.task, found.text, facts)
     probe = next(found.batches(limit=rows, rows=rows))
-    if to == "transformers":
-        return export.hub.prove(out, found.task, probe)
-    return prove(out, Loaded(found.run, found.text, found.task), probe)
+    return target.prove(out, found.run, found.task, found.text, probe)

@@ -185,7 +185,7 @@ def test_an_export_opens_without_diptych(
     run = small(f"model={MODELS[name]}", f"objectives={heads}")
     found, out, batch = task(name, heads), tmp_path / name, full(rows(6))
     hub.write(out, run, found, text, {"steps": 3})
-    proof = hub.prove(out, found, batch)
+    proof = hub.prove(out, run, found, text, batch)
     assert proof["process"] != os.getpid() and proof["loader"] == "transformers"
     assert proof["max_difference"] and max(proof["max_difference"].values()) <= 1e-5
     assert not [file for file in out.iterdir() if file.suffix in (".bin", ".pt", ".pkl")]
@@ -200,4 +200,4 @@ def test_an_export_opens_without_diptych(
         weights["vilt.layernorm.bias"] += 0.01
         save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ExportError, match=r"logits differs by .* from the trained model"):
-            hub.prove(out, found, batch)
+            hub.prove(out, run, found, text, batch)

@@ -1,6 +1,9 @@
 """Table of contents: one line an export target, sorted. Nothing happens at import.
 
-A target is a module with `write(out, run, task, text, facts)`; `ship` says how each is proven.
+A target is a module with `NAME`, which `--to` takes; `TAKES`, a sentence of what it takes;
+`require(run)`, which refuses the others; `write(out, run, task, text, facts)`; and
+`prove(out, run, task, text, batch)`, which has a clean process compute the same and returns what
+its proof.json holds. `target.Target` says it in types, and docs/export.md tells what each makes.
 """
 
 from . import folder as folder

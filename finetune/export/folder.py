@@ -27,11 +27,16 @@ from ...data.batch import Batch
 from ...data.tokens import Text
 from ...data.transforms import Frame, frame
 from ...errors import ExportError
+from ...pretrain.objective import Seen
 from ...pretrain.run import Run, parse_run
 from ...pretrain.task import Task
+from ..clean_process import keep_probe, repeat
 from ..heads import VisualQuestion
 from ..parts import KINDS
+from ..target import new_folder
 
+NAME = "diptych"
+TAKES = "every model but denoisers"
 FORMAT = 1
 _PROVEN = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -83,15 +88,22 @@ class Loaded:
         return [heads[0].answers[index] for index in best_B.tolist()]
 
 
+def require(run: Run) -> None:
+    """Raises ExportError for a denoiser."""
+    if run.model.gives is not Seen:
+        raise ExportError(
+            f"{run.name} trained a denoiser ({run.model.kind}), which a folder of --to {NAME} "
+            "cannot hold. Its weights are in its checkpoints."
+        )
+
+
 def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) -> None:
     """Writes the folder; `facts` (data digest, metrics) go into its README.
 
     Raises:
         ExportError: the folder is there already.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ExportError(f"{out} is not empty. Choose another --out, or delete it.")
-    out.mkdir(parents=True, exist_ok=True)
+    new_folder(out)
     config = {"format": FORMAT, "recipe": plain(run), "digest": digest(run)}
     weights = {
         name: value.float().contiguous().clone() for name, value in task.state_dict().items()
@@ -100,6 +112,19 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     (out / "config.json").write_text(json.dumps(config, indent=1))
     (out / "tokenizer.json").write_text(text.tokenizer.to_str())
     (out / "README.md").write_text(_card(run, facts))
+
+
+def prove(out: Path, run: Run, task: Task, text: Text, batch: Batch) -> dict[str, Any]:
+    """Proves a folder against the trained model on a batch, and returns what proof.json holds.
+
+    Raises:
+        ExportError: the clean process failed, or computed something else.
+    """
+    probe = {"image": batch.image_BCHW, "tokens": batch.tokens_BL, "real": batch.real_BL}
+    probe |= {f"array.{name}": array for name, array in batch.arrays.items()}
+    expected = Loaded(run, text, task).outputs(batch)
+    keep_probe(out, {**probe, **{f"out.{name}": value for name, value in expected.items()}})
+    return repeat(out, "diptych.finetune.prove")
 
 
 def load(path: str | Path) -> Loaded:

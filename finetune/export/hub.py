@@ -7,15 +7,10 @@ With the heads of `mlm` and `itm` it is the pretraining class (of ViLT, with `ml
 masked words), else the bare model; other heads stay behind. B rows, L tokens, N regions.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...config import digest
@@ -26,9 +21,17 @@ from ...pretrain.objective import Seen, View, real_regions
 from ...pretrain.run import Run
 from ...pretrain.task import Task
 from ...pretrain.visuals import Patches
+from ..clean_process import keep_probe, repeat
 from ..interchange import Family, family
+from ..target import new_folder
 
-_CLEAN = Path(__file__).parents[1] / "clean.py"
+NAME = "transformers"
+TAKES = "models of the form of LXMERT, VisualBERT or ViLT"
+
+
+def require(run: Run) -> None:
+    """Raises ExportError where transformers has no such model."""
+    family(run.model)
 
 
 def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) -> None:
@@ -40,8 +43,7 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     import transformers  # imports for seconds
 
     there = family(run.model)
-    if out.exists() and any(out.iterdir()):
-        raise ExportError(f"{out} is not empty. Choose another --out, or delete it.")
+    new_folder(out)
     name, state = there.theirs(run.model, task.state_dict())
     kind: Any = getattr(transformers, name)
     settings = there.config(run.model, text.size)
@@ -64,7 +66,7 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     (out / "README.md").write_text(_card(run, name, facts))
 
 
-def prove(out: Path, task: Task, batch: Batch) -> dict[str, Any]:
+def prove(out: Path, run: Run, task: Task, text: Text, batch: Batch) -> dict[str, Any]:
     """Proves a folder against the trained task on a batch, and returns what proof.json holds.
 
     Raises:
@@ -76,14 +78,8 @@ def prove(out: Path, task: Task, batch: Batch) -> dict[str, Any]:
     given = _inputs(family(task.spec), seen.view)
     tensors = {f"in.{name}": value for name, value in given.items()}
     tensors |= {f"out.{name}": value.float() for name, value in expected.items()}
-    save_file({n: v.contiguous() for n, v in tensors.items()}, out / "probe.safetensors")
-    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    command = [sys.executable, "-I", str(_CLEAN), str(out.absolute())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise ExportError(f"{out} is not proven: {(done.stderr or done.stdout).strip()[-600:]}")
-    return json.loads((out / "proof.json").read_text())
+    keep_probe(out, tensors)
+    return repeat(out, "clean.py")
 
 
 def _inputs(there: Family, view: View) -> dict[str, Tensor]:

@@ -1,0 +1,61 @@
+"""What an export target is, and how it is found by its name."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+from ..config import unknown
+from ..data.batch import Batch
+from ..data.tokens import Text
+from ..errors import ExportError
+from ..pretrain.run import Run
+from ..pretrain.task import Task
+
+
+class Target(Protocol):
+    """A module of `finetune/export/`."""
+
+    NAME: str
+    """What `--to` takes."""
+    TAKES: str
+    """Which models it can hold, after "takes"."""
+
+    def require(self, run: Run) -> None:
+        """Raises ExportError, saying why, where it cannot hold what the run trained."""
+        ...
+
+    def write(self, out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) -> None:
+        """Writes the folder `out`, which is new; `facts` go into its README."""
+        ...
+
+    def prove(self, out: Path, run: Run, task: Task, text: Text, batch: Batch) -> dict[str, Any]:
+        """Has a clean process compute the same of `batch`; returns what proof.json holds.
+
+        Raises:
+            ExportError: it computed something else.
+        """
+        ...
+
+
+def find_target(name: str, table: ModuleType) -> Target:
+    """The target of that name in a table of contents.
+
+    Raises:
+        RecipeError: there is none; the near miss is named.
+    """
+    modules = [value for value in vars(table).values() if isinstance(value, ModuleType)]
+    found = {module.NAME: module for module in modules if hasattr(module, "NAME")}
+    if name not in found:
+        raise unknown(name, list(found), "--to")
+    return cast(Target, found[name])
+
+
+def new_folder(out: Path) -> None:
+    """Makes a folder to export to.
+
+    Raises:
+        ExportError: it is there already and not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} is not empty. Choose another --out, or delete it.")
+    out.mkdir(parents=True, exist_ok=True)
