@@ -145,7 +145,7 @@ class Blocks:
         url = self._url(source, shard)
         etag = self.plan.sources[source].manifest.shards[shard].etag
         same = None if storage.is_local(url) and not strict else etag
-        return memoryview(fetch.span(url, first, last, etag=same, stop=self.stop))
+        return fetch.span(url, first, last, etag=same, stop=self.stop)
 
     def _url(self, source: int, shard: int) -> str:
         return self.plan.sources[source].manifest.shards[shard].url

@@ -12,6 +12,7 @@ import threading
 from ..errors import ReplacedError, StorageError
 from .explain import explained
 from .retry import DEFAULT, Call, Passing, Policy, counters, insist, memory, race
+from .room import ROOM
 from .s3 import Signer
 from .urls import absolute, shown
 from .wire import Answer, Elsewhere, Refused, Wire, quoted
@@ -28,8 +29,10 @@ def span(
     etag: str | None = None,
     policy: Policy = DEFAULT,
     stop: threading.Event | None = None,
-) -> bytes:
+) -> memoryview:
     """The bytes [start, end) of an object: as many as asked for, or an error.
+
+    Its memory is used again (see `room`) once no view of it is left.
 
     Args:
         url: s3://, https://, file:// or a path.
@@ -46,7 +49,7 @@ def span(
     if not 0 <= start <= end:
         raise ValueError(f"{shown(url)}: no range: [{start}, {end})")
     if start == end:
-        return b""
+        return memoryview(b"")
     url = absolute(url)
     answer = _get(url, start, end, etag, policy, stop)
     if answer.data and etag is not None and _etag(answer) != _bare(etag):
@@ -69,9 +72,8 @@ def whole(url: str, *, policy: Policy = DEFAULT) -> bytes:
     url = absolute(url)
     if url.startswith("file://"):
         with explained(url):
-            return _get(
-                url, 0, os.stat(url.removeprefix("file://")).st_size, None, policy, None
-            ).data
+            size = os.stat(url.removeprefix("file://")).st_size
+            return bytes(_get(url, 0, size, None, policy, None).data)
     for last in (False, False, True):
         first = _get(url, 0, _PIECE, None, policy, None)
         parts = [first.data]
@@ -84,7 +86,7 @@ def whole(url: str, *, policy: Policy = DEFAULT) -> bytes:
                 raise
         else:
             break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def look(url: str, *, policy: Policy = DEFAULT) -> tuple[int, str]:
@@ -119,14 +121,14 @@ def _get(
 def _read_file(url: str, start: int, end: int) -> Answer:
     number = os.open(url.removeprefix("file://"), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        parts = [os.pread(number, end - start, start)]
-        while parts[-1] and (come := sum(map(len, parts))) < end - start:  # above 2 GiB, say
-            parts.append(os.pread(number, end - start - come, start + come))
+        there = max(0, min(end, os.fstat(number).st_size) - start)
+        data, come = ROOM.lend(there).data, 0
+        while come < there and (more := os.preadv(number, [data[come:]], start + come)):
+            come += more  # in one go, but above 2 GiB
         state = os.fstat(number)  # after the bytes: a file that is being written gives itself away
     finally:
         os.close(number)
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
-    return Answer(data, etag="", size=state.st_size, modified=str(state.st_mtime))
+    return Answer(data[:come], etag="", size=state.st_size, modified=str(state.st_mtime))
 
 
 def _ask(
@@ -232,6 +234,7 @@ def forget() -> None:
         _clients.wire.close()
     _clients, _lock = None, threading.Lock()
     memory.__init__()
+    ROOM.__init__()
 
 
 os.register_at_fork(after_in_child=forget)

@@ -24,6 +24,7 @@ from .hints import Hints, Wanted
 from .holes import Holes
 from .index import Manifest
 from .plan import Plan, Ref
+from .room import ROOM
 from .tokens import Text
 from .transforms import Frame, Pixels, frame
 from .walk import Walk
@@ -131,7 +132,8 @@ class Loader:
             self.recipe.image_size,
         )
         wanted = Frame(width=width, height=height, **dict(self.recipe.pixels))
-        image_BCHW = torch.empty((len(refs), 3, height, width), dtype=torch.uint8)
+        pixels = ROOM.lend(len(refs) * 3 * height * width)
+        image_BCHW = torch.from_numpy(pixels).view(len(refs), 3, height, width)
         share = math.ceil(len(refs) / self.threads)
         parts: list[Future[list[Row]]] = [
             pool.submit(self._rows, blocks, refs[i : i + share], wanted, image_BCHW[i : i + share])

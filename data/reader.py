@@ -92,4 +92,6 @@ class Reader(io.RawIOBase):
     def _fetch(self, number: int) -> bytes:
         start = number * self._chunk
         end = min(start + self._chunk, self.size)
-        return span(self.url, start, end, etag=self.etag, policy=self.policy, stop=self._stop)
+        return bytes(
+            span(self.url, start, end, etag=self.etag, policy=self.policy, stop=self._stop)
+        )

@@ -73,7 +73,7 @@ def read(
     """
     if start is None or end is None:
         return fetch.whole(url)[start:end]
-    return fetch.span(url, start, end, etag=etag)
+    return bytes(fetch.span(url, start, end, etag=etag))
 
 
 def write(url: str, data: bytes) -> None:

@@ -23,6 +23,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ..errors import StorageError
 from .retry import Call, Passing, Policy
+from .room import ROOM
 from .urls import shown
 
 _KEPT = 64
@@ -51,7 +52,7 @@ class Elsewhere(Exception):
 class Answer:
     """What came: the bytes, and what the server said of the whole object."""
 
-    data: bytes
+    data: memoryview
     etag: str
     """Without quotes; empty if the server has none."""
     size: int
@@ -223,7 +224,7 @@ def _read(url: str, response: http.client.HTTPResponse, start: int, end: int, na
         data, size = _whole(response, start, end, name)
     elif response.status == 416:
         size = re.search(r"\*/(\d+)", response.getheader("Content-Range", ""))
-        data, size = b"", int(size[1]) if size else start
+        data, size = memoryview(b""), int(size[1]) if size else start
     else:
         _refuse(url, response)
     return Answer(
@@ -234,7 +235,7 @@ def _read(url: str, response: http.client.HTTPResponse, start: int, end: int, na
     )
 
 
-def _part(response: http.client.HTTPResponse, start: int, end: int) -> tuple[bytes, int]:
+def _part(response: http.client.HTTPResponse, start: int, end: int) -> tuple[memoryview, int]:
     said = response.getheader("Content-Range", "")
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
     if not match:
@@ -250,7 +251,7 @@ def _part(response: http.client.HTTPResponse, start: int, end: int) -> tuple[byt
 
 def _whole(
     response: http.client.HTTPResponse, start: int, end: int, name: str
-) -> tuple[bytes, int]:
+) -> tuple[memoryview, int]:
     """The range out of a whole object: its server does not know ranges."""
     size = response.length
     if start > _SLICED:
@@ -260,17 +261,20 @@ def _whole(
         )
     if size is None:
         data = response.read()
-        return data[start:end], len(data)
+        return memoryview(data)[start:end], len(data)
     skip, last = min(start, size), min(end, size)
     for place in range(0, skip, 1 << 20):
         _exactly(response, min(skip - place, 1 << 20))
     return _exactly(response, max(0, last - skip)), size
 
 
-def _exactly(response: http.client.HTTPResponse, count: int) -> bytes:
-    data = response.read(count)
-    if len(data) != count:
-        raise Passing(f"the body ended after {len(data)} of {count} bytes")
+def _exactly(response: http.client.HTTPResponse, count: int) -> memoryview:
+    data = ROOM.lend(count).data
+    filled = 0
+    while filled < count and (more := response.readinto(data[filled:])):
+        filled += more
+    if filled != count:
+        raise Passing(f"the body ended after {filled} of {count} bytes")
     return data
 
 

@@ -42,9 +42,9 @@ def batches(job: Job) -> Batches:
         yield [key.rpartition("/")[2] for key in batch.keys], batch.image_BCHW
 
 
-def _ranges(manifest: Manifest) -> Iterator[bytes]:
+def _ranges(manifest: Manifest) -> Iterator[memoryview]:
     """Every shard in ranges, as many at once as the loader reads."""
-    waiting: deque[Future[bytes]] = deque()
+    waiting: deque[Future[memoryview]] = deque()
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         for shard in manifest.shards:
             for start in range(0, shard.bytes, _RANGE_BYTES):
