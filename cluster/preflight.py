@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..data import tokens
+from ..pretrain.adapter import adapt
 from ..pretrain.run import Run
 from ..pretrain.task import Task
 from .shapes import Shape, deepspeed_config
@@ -20,13 +21,15 @@ def plan(run: Run, shape: Shape) -> dict[str, Any]:
     chart = open_plan(run)
     text = tokens.load(run.data.tokenizer, run.model.tokens)
     with torch.device("meta"):
-        task = run.task(text)
+        task = run.task(text.grown(run.new_words))
+        adapt(task, run.adapters, text.grown(run.new_words))
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     held, host = memory(task, run, shape)
     return {
         "model": run.model.kind,
         "objectives": ", ".join(objective.kind for objective in run.objectives),
         "parameters": sum(p.numel() for p in task.parameters()),
+        **({"trained parameters": trained} if run.adapters else {}),
         "samples": chart.samples,
         "shards": sum(len(source.manifest.shards) for source in chart.sources),
         "bytes": sum(source.manifest.bytes for source in chart.sources),

@@ -11,7 +11,7 @@ from rich.console import Console
 from .. import __version__
 from ..data import storage, tokens
 from ..errors import DiptychError, RunError, Stopped
-from ..pretrain.checkpoint import open_checkpoint
+from ..finetune.start import require_start
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from .launch import Drive, cluster
@@ -38,9 +38,11 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
         if run.data.tokenizer.endswith(".json")
         else (tokens.load(run.data.tokenizer, run.model.tokens).tokenizer.to_str().encode())
     )
-    tokens.from_text(text.decode(), run.model.tokens, source=run.data.tokenizer)
+    words = tokens.from_text(text.decode(), run.model.tokens, source=run.data.tokenizer)
+    if run.new_words:
+        text = words.grown(run.new_words).tokenizer.to_str().encode()
     if run.start_from:
-        open_checkpoint(run.start_from)
+        require_start(run.start_from)
     place = RunDir(storage.absolute(url))
     storage.require_bucket(place.url)
     _require_free(place)

@@ -5,7 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import Tensor
 
 from ..errors import DataError
@@ -41,6 +49,26 @@ class Text:
         """Ids of WordPiece's pieces that go on with the word before them."""
         vocabulary = self.tokenizer.get_vocab()
         return tuple(sorted(id for token, id in vocabulary.items() if token.startswith("##")))
+
+    def grown(self, words: Sequence[str]) -> "Text":
+        """The same with new words behind all others, each one id, found as they are written.
+
+        Raises:
+            DataError: one is a word already.
+        """
+        if not words:
+            return self
+        known = [word for word in words if self.tokenizer.token_to_id(word) is not None]
+        if known:
+            raise DataError(
+                f"{known[0]!r} is in the vocabulary already. Name a new word, such as '<thing>'."
+            )
+        larger = Tokenizer.from_str(self.tokenizer.to_str())
+        larger.add_tokens([AddedToken(word, normalized=False) for word in words])
+        ids = [larger.token_to_id(word) for word in words]
+        if ids != list(range(self.size, self.size + len(words))):
+            raise DataError(f"the tokenizer's ids have gaps: the new words would be {ids}.")
+        return Text(larger, self.length)
 
     def _id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)

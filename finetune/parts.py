@@ -2,6 +2,6 @@
 
 from ..config import Kinds, kinds
 from ..pretrain import models, objectives
-from . import heads
+from . import adapters, heads
 
-KINDS: Kinds = kinds(models, objectives, heads)
+KINDS: Kinds = kinds(adapters, models, objectives, heads)

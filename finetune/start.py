@@ -1,13 +1,17 @@
 """Starting from what another run wrote: its weights, where names and shapes agree."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from safetensors.torch import load
+from torch import Tensor
 
 from ..data import storage, tokens
 from ..data.tokens import Text
 from ..errors import CheckpointError
+from ..pretrain.adapter import adapt
 from ..pretrain.bert import start_words
 from ..pretrain.checkpoint import (
     EMA,
@@ -18,7 +22,10 @@ from ..pretrain.checkpoint import (
     require_base,
 )
 from ..pretrain.run import Run
+from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
+from .merge import plain_weights
+from .parts import KINDS
 
 Weights = Literal["ema", "raw"]
 
@@ -39,19 +46,39 @@ def start(task: Task, checkpoint: Checkpoint, kind: str = WEIGHT) -> Started:
     Raises:
         CheckpointError: the model itself differs in a name or a shape.
     """
+    found = _compare(task, checkpoint.shapes, checkpoint.url)
     state = task.state_dict()
-    taken = [name for name in state if checkpoint.shapes.get(name) == tuple(state[name].shape)]
+    checkpoint.fill((name, kind, 0, state[name].view(-1)) for name in found.taken)
+    return found
+
+
+def start_plain(task: Task, weights: Mapping[str, Tensor], url: str) -> Started:
+    """Copies into the task every one of these weights that it has too.
+
+    Raises:
+        CheckpointError: as `start`.
+    """
+    found = _compare(task, {name: tuple(each.shape) for name, each in weights.items()}, url)
+    state = task.state_dict()
+    with torch.no_grad():
+        for name in found.taken:
+            state[name].copy_(weights[name])
+    return found
+
+
+def _compare(task: Task, shapes: Mapping[str, tuple[int, ...]], url: str) -> Started:
+    state = task.state_dict()
+    taken = [name for name in state if shapes.get(name) == tuple(state[name].shape)]
     fresh = [name for name in state if name not in taken]
     frozen = {name for name, param in task.named_parameters() if not param.requires_grad}
     odd = [name for name in fresh if name.startswith("model.") and name not in frozen]
     if odd:
-        theirs = checkpoint.shapes.get(odd[0], "nothing")
+        theirs = shapes.get(odd[0], "nothing")
         raise CheckpointError(
-            f"{checkpoint.url} does not fit the model: {odd[0]} is {tuple(state[odd[0]].shape)} "
+            f"{url} does not fit the model: {odd[0]} is {tuple(state[odd[0]].shape)} "
             f"here and {theirs} there ({len(odd)} differ). Use the same model sizes."
         )
-    checkpoint.fill((name, kind, 0, state[name].view(-1)) for name in taken)
-    left = [name for name in checkpoint.shapes if name not in state]
+    left = [name for name in shapes if name not in state]
     return Started(tuple(taken), tuple(fresh), tuple(left))
 
 
@@ -66,17 +93,52 @@ def fresh_task(run: Run, text: Text) -> Task:
     if run.text_from:
         start_words(task.model, run.text_from)
     if run.start_from:
-        start(task, open_checkpoint(run.start_from))
-        _require_words(run.start_from, text)
+        begin(task, run.start_from, averaged=bool(run.adapters))
+        _require_words(run.start_from, text, run.new_words)
+    torch.manual_seed(run.seed)  # so that what adapters draw does not hang on the base
+    adapt(task, run.adapters, text)
     return task
 
 
-def _require_words(source: str, text: Text) -> None:
+def begin(task: Task, source: str, *, averaged: bool) -> None:
+    """Takes over the weights of a run, merged where it has adapters, or of an exported folder.
+
+    With `averaged` it takes a run's moving average, where there is one.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or the model differs.
+    """
+    if storage.exists(storage.join(source, "model.safetensors")):
+        start_plain(task, load(storage.read(storage.join(source, "model.safetensors"))), source)
+        return
+    place, checkpoint = RunDir(source), open_checkpoint(source)
+    if checkpoint.base and storage.exists(place.at("recipe.yaml")):
+        theirs = place.recipe(KINDS)
+        text = tokens.load(place.at("tokenizer.json"), theirs.model.tokens)
+        if theirs.adapters:
+            made = trained_task(theirs, text, checkpoint)
+            start_plain(task, plain_weights(made), source)
+            return
+    start(task, checkpoint, EMA if averaged and EMA in checkpoint.kinds else WEIGHT)
+
+
+def require_start(source: str) -> None:
+    """Says now what `begin` would say.
+
+    Raises:
+        CheckpointError: neither a run with a checkpoint nor an exported folder.
+    """
+    if not storage.exists(storage.join(source, "model.safetensors")):
+        open_checkpoint(source)
+
+
+def _require_words(source: str, text: Text, new: Sequence[str]) -> None:
     """Refuses word embeddings that belong to other words; their number may well be the same."""
     url = storage.join(source, "tokenizer.json")
     if storage.exists(url):
         theirs = tokens.load(url, text.length)
-        if theirs.tokenizer.get_vocab() != text.tokenizer.get_vocab():
+        ours = {w: id for w, id in text.tokenizer.get_vocab().items() if w not in new}
+        if theirs.tokenizer.get_vocab() != ours:
             raise CheckpointError(
                 f"{source} was trained with another vocabulary than this run's. "
                 f"Use its own: --set data.tokenizer={url}"

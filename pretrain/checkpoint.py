@@ -106,7 +106,12 @@ class Checkpoint:
 
 
 def base_digest(module: nn.Module) -> str | None:
-    """16 hex digits of SHA-256 over the frozen parameters of a module; None if none is frozen."""
+    """16 hex digits of SHA-256 over the frozen parameters of a module; None if none is frozen.
+
+    Of a task with adapters, that of its model as it was before it had them.
+    """
+    if (known := getattr(module, "base", None)) is not None:
+        return known
     frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
     hasher = hashlib.sha256()
     for name, param in frozen:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Part
-from .objective import Seen, Sizes, Words
+from .objective import Denoised, Seen, Sizes, Words
 
 
 class Model(Part):
@@ -34,6 +34,14 @@ class Model(Part):
     def regions(self) -> int:
         """Regions of an image, hidden ones included."""
         raise NotImplementedError(f"model {self.kind!r} has no regions")
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Its parts that adapters may be put on: of each, what its modules' names begin with, as
+        a regular expression."""
+        if self.gives is Denoised:
+            return {"denoiser": r"(?!(words|context)\b)", "text": r"(words|context)\b"}
+        return {"transformer": ""}
 
     @property
     def arrays(self) -> Mapping[str, tuple[int, int]]:

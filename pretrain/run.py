@@ -13,6 +13,7 @@ from ..data.holes import Budget
 from ..data.loader import Recipe as Rows
 from ..data.tokens import Text
 from ..data.transforms import Pixels
+from .adapter import Adapter
 from .ema import Ema
 from .model import Model
 from .objective import Denoised, Objective, Words
@@ -105,6 +106,8 @@ class Run(Record):
     objectives: tuple[Annotated[Objective, _part(Objective, "objective")], ...] = Field(
         min_length=1
     )
+    adapters: tuple[Annotated[Adapter, _part(Adapter, "adapter")], ...] = ()
+    """What is trained of the weights of `start_from`, which stay as they are; without, all is."""
     data: Data
     optim: Optim = Optim()
     ema: Ema | None = None
@@ -146,6 +149,11 @@ class Run(Record):
                 f"model {self.model.kind!r} takes square images of {self.model.image_size} pixels; "
                 "leave data.buckets.sizes empty"
             )
+        if self.adapters and not self.start_from:
+            kinds = ", ".join(adapter.kind for adapter in self.adapters)
+            raise ValueError(f"adapters ({kinds}) stand on a base; name its run with start_from")
+        if len(set(self.new_words)) < len(self.new_words):
+            raise ValueError(f"adapters add a word twice: {', '.join(self.new_words)}")
         if self.checkpoint_steps % self.log_steps:
             raise ValueError(
                 f"checkpoint_steps {self.checkpoint_steps} is not a multiple of log_steps "
@@ -153,13 +161,18 @@ class Run(Record):
             )
         return self
 
+    @property
+    def new_words(self) -> tuple[str, ...]:
+        """Words that its adapters add to the base's vocabulary, in the order of their ids."""
+        return tuple(word for adapter in self.adapters for word in adapter.new_words)
+
     def words(self, text: Text) -> Words:
-        """The ids that objectives need, of this run's tokenizer."""
+        """The ids that objectives need, of this run's tokenizer without the words it adds."""
         with torch.device("cpu"):  # `plan` asks where no tensor has data
             ids_BL, real_BL = text.encode([""])
         empty = tuple(ids_BL[0, real_BL[0]].tolist())
         return Words(
-            size=text.size,
+            size=text.size - len(self.new_words),
             mask=text.mask,
             special=text.special,
             empty=empty,

@@ -50,11 +50,15 @@ class Task(nn.Module):
         self.sizes = model.sizes(words)
         self.model = model.build(words)
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
+        self.base: str | None = None
+        """Digest of the weights that adapters stand on; None where there are no adapters."""
+        self.kept: tuple[nn.Parameter, ...] = ()
+        """Parameters that adapters use outside the module that they belong to."""
 
     @property
     def shared(self) -> tuple[nn.Parameter, ...]:
-        """Parameters that objectives use outside the module that they belong to."""
-        return (self.model.words.weight,)
+        """Parameters that others use outside the module that they belong to."""
+        return tuple({id(p): p for p in (self.model.words.weight, *self.kept)}.values())
 
     def recompute(self) -> None:
         """Has the model compute activations again in the backward pass rather than keep them.

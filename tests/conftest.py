@@ -136,13 +136,14 @@ def keep(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDir]:
         place = RunDir(storage.absolute(str(tmp_path_factory.mktemp("runs") / run.name)))
         place.create(run, {"data": "0" * 16})
         storage.write(place.at("tokenizer.json"), text.tokenizer.to_str().encode())
-        named = list(task.named_parameters())
+        named = [(name, p) for name, p in task.named_parameters() if p.requires_grad]
         pieces = [(name, checkpoint.WEIGHT, 0, p.detach().view(-1)) for name, p in named]
         url = checkpoint.folder(place.url, step)
         checkpoint.commit(
             place.url,
             step,
             recipe=digest(run),
+            base=checkpoint.base_digest(task),
             shapes={name: tuple(p.shape) for name, p in named},
             slices=put_slices(url, "attempt-1/rank-0.safetensors", pieces),
             extra={},

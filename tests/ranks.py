@@ -69,6 +69,7 @@ class Rank:
         from diptych.cluster.journal import Journal
         from diptych.cluster.shapes import Shape
         from diptych.finetune.parts import KINDS
+        from diptych.pretrain.adapter import adapt
         from diptych.pretrain.objective import Words
         from diptych.pretrain.run import parse_run
         from diptych.pretrain.task import Task
@@ -91,6 +92,9 @@ class Rank:
         torch.manual_seed(0)
         words = Words(size=37, mask=3, special=(0, 1, 2, 3), empty=(1, 2))
         task = Task(self.settings.model, self.settings.objectives, words)
+        for param in task.model.parameters():
+            param.data += job.get("other_base", 0.0)
+        adapt(task, self.settings.adapters)
         for name, param in task.named_parameters():
             if name.startswith(tuple(job.get("freeze", ()))):
                 param.requires_grad = False
@@ -163,6 +167,22 @@ class Rank:
             self.writer.run = f"{self.job['out']}/{number}"
             self.engine.save(checkpoint.step, wait=True)
             losses.append(self.step(checkpoint.step))
+        return losses
+
+    def resume(self) -> Any:
+        """Takes over the checkpoint after `step` steps and goes on to `steps`; returns losses.
+
+        Or what was said against the checkpoint.
+        """
+        from diptych.errors import CheckpointError
+        from diptych.pretrain.checkpoint import open_checkpoint
+
+        try:
+            self.engine.restore(open_checkpoint(self.job["run"], self.job["step"]))
+        except CheckpointError as err:
+            return str(err)
+        losses = [self.step(step) for step in range(self.job["step"], self.job["steps"])]
+        self.engine.save(self.job["steps"], wait=True)
         return losses
 
     def compare(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAIRS = ["errors", "config", "data", "pretrain", "finetune", "cluster", "__main__"]
 METHODS = ["pretrain/encoders", "pretrain/models", "pretrain/objectives", "pretrain/visuals"]
-METHODS += ["finetune/heads", "finetune/export"]
+METHODS += ["finetune/adapters", "finetune/heads", "finetune/export"]
 FORBIDDEN = {
     *("torch.load", "pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system"),
     "torch.export.load",
