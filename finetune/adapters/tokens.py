@@ -36,8 +36,10 @@ class Tokens(Adapter):
             raise RecipeError("two adapters 'tokens': name all new words in one.")
         rows: list[torch.Tensor] = []
         for word, like in self.words.items():
-            ids = site.text.tokenizer.encode(like, add_special_tokens=False).ids
-            if not ids or max(ids) >= old.num_embeddings:
+            found = site.text.tokenizer.encode(like, add_special_tokens=False)
+            ids = [id for id, real in zip(found.ids, found.attention_mask, strict=True) if real]
+            unknown = site.text.tokenizer.token_to_id("[UNK]") in ids
+            if not ids or unknown or max(ids) >= old.num_embeddings:
                 raise RecipeError(f"adapter 'tokens': {word!r} begins as no known word ({like!r}).")
             rows.append(old.weight[torch.tensor(ids, device=old.weight.device)].mean(0))
         grown = GrownWords(old, torch.stack(rows).detach())
