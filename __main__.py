@@ -8,13 +8,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from . import __version__
+from .cluster import node_verbs, run_verbs
+from .cluster.options import RecipeArg, RunArg, Runs, Set, ShapeOpt, ShapeSet, WeightsOpt
 from .cluster.verbs import data_precompute
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
@@ -30,28 +31,13 @@ app = typer.Typer(
 data_app.command("precompute")(data_precompute)
 data_app.command("answers")(data_answers)
 app.add_typer(data_app, name="data")
+for verb in (run_verbs.train, run_verbs.submit, run_verbs.resume):
+    app.command()(verb)
+for verb in (run_verbs.jobs, run_verbs.logs, run_verbs.stop):
+    app.command()(verb)
+for verb in (node_verbs.up, node_verbs.join, node_verbs.down):
+    app.command()(verb)
 console = Console(stderr=False)
-
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override: path=value, such as optim.lr=3e-4")
-]
-Runs = Annotated[
-    str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder of runs: a path or s3://...")
-]
-RunArg = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's URL, or its name below --runs.")
-]
-RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A named recipe or a YAML file.")]
-WeightsOpt = Annotated[
-    Literal["ema", "raw"] | None,
-    typer.Option(help="Moving average, or last weights; the average where there is one."),
-]
-ShapeOpt = Annotated[
-    str, typer.Option(help="A named shape (one, pair, gpu, node8) or a YAML file.")
-]
-ShapeSet = Annotated[
-    list[str] | None, typer.Option("--shape-set", help="Override: workers=4 and so on.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -121,125 +107,6 @@ def plan(
 
     facts = preflight.plan(find(recipe, settings or []), find_shape(shape, shape_settings or []))
     show(facts, json_, title=f"plan of {recipe}")
-
-
-@app.command()
-def train(
-    recipe: RecipeArg,
-    settings: Set = None,
-    shape: ShapeOpt = "pair",
-    shape_settings: ShapeSet = None,
-    run: Annotated[str | None, typer.Option(help="Name or URL of the run.")] = None,
-    runs: Runs = "runs",
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
-) -> None:
-    """Train here, in the foreground; the same command goes on after an interruption.
-
-    Examples:
-
-        diptych train vlp_easy --runs s3://my-bucket/runs
-
-        diptych train vqa_easy --set start_from=s3://my-bucket/runs/vlp_easy --set optim.lr=5e-4
-
-        diptych train my.yaml --shape one --run trial-2
-    """
-    from .cluster import train as training
-    from .cluster.shapes import find_shape
-    from .finetune.recipes import find
-
-    chosen = find(recipe, settings or [])
-    url = run if run and "/" in run else f"{runs.rstrip('/')}/{run or chosen.name}"
-    place = training.train(
-        chosen, find_shape(shape, shape_settings or []), url, console=console, address=ray
-    )
-    console.print(f"finished: {place.url}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def submit(
-    recipe: RecipeArg,
-    cluster: Annotated[str, typer.Option(help="`local`, or the address of a Ray cluster.")],
-    settings: Set = None,
-    shape: ShapeOpt = "pair",
-    shape_settings: ShapeSet = None,
-    run: Annotated[str | None, typer.Option(help="Name or URL of the run.")] = None,
-    runs: Runs = "runs",
-) -> None:
-    """Train in the background. `jobs`, `logs` and `stop` go on from there.
-
-    Examples:
-
-        diptych submit vlp_easy --cluster local
-    """
-    from .cluster import jobs as work
-    from .cluster.shapes import find_shape
-    from .data import storage
-    from .finetune.recipes import find
-    from .pretrain.rundir import RunDir
-
-    chosen = find(recipe, settings or [])
-    find_shape(shape, shape_settings or [])
-    if cluster != "local":
-        _not_built(f"submitting to a remote cluster ({cluster})", "`--cluster local` works")
-    url = run if run and "/" in run else f"{runs.rstrip('/')}/{run or chosen.name}"
-    url = storage.absolute(url)
-    options = [f"--set={item}" for item in settings or []] + [
-        f"--shape-set={item}" for item in shape_settings or []
-    ]
-    pid = work.submit([recipe, *options, f"--shape={shape}", f"--run={url}"], RunDir(url))
-    console.print(f"{url} runs as process {pid}", highlight=False, soft_wrap=True)
-
-
-@app.command()
-def jobs(runs: Runs = "runs", json_: Json = False) -> None:
-    """The runs of a folder and what they are doing.
-
-    Examples:
-
-        diptych jobs --runs s3://my-bucket/runs
-    """
-    from .cluster import jobs as work
-
-    rows = [line._asdict() for line in work.jobs(runs)]
-    if json_:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table("run", "state", "step", "host", "pid", "note")
-    for row in rows:
-        step = f"{row['step']}/{row['steps']}"
-        table.add_row(row["name"], row["state"], step, row["host"], str(row["pid"]), row["note"])
-    console.print(table)
-
-
-@app.command()
-def logs(
-    run: RunArg,
-    runs: Runs = "runs",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends.")] = False,
-) -> None:
-    """What a run's driver and workers said; works after the machines are gone.
-
-    Examples:
-
-        diptych logs vlp_easy --follow
-    """
-    from .cluster import jobs as work
-
-    for line in work.logs(work.find(run, runs), follow=follow):
-        typer.echo(line)
-
-
-@app.command()
-def stop(run: RunArg, runs: Runs = "runs") -> None:
-    """End a run; it keeps a checkpoint and `train` goes on from it.
-
-    Examples:
-
-        diptych stop vlp_easy
-    """
-    from .cluster import jobs as work
-
-    console.print(work.stop(work.find(run, runs)), highlight=False)
 
 
 @app.command()

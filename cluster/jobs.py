@@ -7,16 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from ..data import storage
 from ..errors import ClusterError, RunError
+from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
+from . import line
+from .node import state
+from .shapes import Shape
 from .track import STOP
-from .train import busy
+from .train import busy, prepare
+from .worker import settled
 
 _GRACE_S = 60.0
 
@@ -39,7 +43,12 @@ def jobs(root: str) -> list[JobLine]:
     root = storage.absolute(root)
     storage.require_bucket(root)
     found = [RunDir(storage.join(root, child)) for child in storage.children(root)]
-    return [_line(place, status) for place in found if (status := place.json("status.json"))]
+    told = _places(root)
+    return [
+        _line(place, status, told.get(place.url, ""))
+        for place in found
+        if (status := place.json("status.json"))
+    ]
 
 
 def find(run: str, root: str) -> RunDir:
@@ -61,14 +70,19 @@ def find(run: str, root: str) -> RunDir:
     )
 
 
-def submit(arguments: list[str], place: RunDir) -> int:
-    """Starts `diptych train` with the arguments in the background; returns its process id."""
-    log = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "diptych"
-    log.mkdir(parents=True, exist_ok=True)
-    output = log / f"{place.name}-{int(time.time())}.log"
+def submit(run: Run, shape: Shape, url: str) -> tuple[RunDir, int]:
+    """Starts a driver of its own on this machine, in the background, with Ray to itself.
+
+    Returns (the run's folder, the driver's process id).
+
+    Raises:
+        DiptychError: what is wrong with the run, or why it ended at once.
+    """
+    place, _ = prepare(settled(run), shape, url)
+    output = state() / f"{place.name}-{int(time.time())}.log"
     with open(output, "wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "diptych", "train", *arguments],
+            [sys.executable, "-m", "diptych", "resume", place.url],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -78,8 +92,9 @@ def submit(arguments: list[str], place: RunDir) -> int:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ClusterError(f"the run ended at once: {output.read_text().strip()[-600:]}")
-        if busy(place.json("status.json")):
-            return process.pid
+        status = place.json("status.json")
+        if busy(status) and status["pid"] == process.pid:
+            return place, process.pid
         time.sleep(0.3)
     raise ClusterError(f"the run did not begin within {_GRACE_S:.0f} s; see {output}.")
 
@@ -93,8 +108,8 @@ def logs(place: RunDir, *, follow: bool) -> Iterator[str]:
             lines = storage.read(place.at("logs", name)).decode().splitlines()
             last = seen.get(name)
             first = lines.index(last) + 1 if last in lines else 0
-            for line in lines[first:]:
-                yield f"{name.removesuffix('.log')}  {line}"
+            for text in lines[first:]:
+                yield f"{name.removesuffix('.log')}  {text}"
             if lines:
                 seen[name] = lines[-1]
         if not (follow and running):
@@ -110,10 +125,9 @@ def stop(place: RunDir) -> str:
     """
     status = place.json("status.json")
     if not busy(status):
-        raise RunError(f"{place.url} is not running (it is {status.get('state', 'not begun')}).")
+        raise RunError(f"{place.url} is not running (it is {_state(status)}).")
     if status["host"] != socket.gethostname():
-        place.put(STOP, {"asked": time.time()})
-        return f"asked {status['host']} to stop; it answers within seconds"
+        return _ask(place, status["host"])
     os.kill(status["pid"], signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_S
     while time.monotonic() < deadline and psutil.pid_exists(status["pid"]):
@@ -124,12 +138,53 @@ def stop(place: RunDir) -> str:
         if psutil.pid_exists(status["pid"]):
             os.kill(status["pid"], signal.SIGKILL)
             return f"killed: process {status['pid']} did not end within {_GRACE_S:.0f} s"
-    return f"stopped at step {place.json('status.json')['step']}"
+    return _ended(place.json("status.json"))
 
 
-def _line(place: RunDir, status: dict[str, Any]) -> JobLine:
-    state = status["state"]
-    if state == "running" and not busy(status):
-        state = "lost"  # its driver died without a word; `train` goes on from the checkpoint
-    known = {name: status[name] for name in ("step", "steps", "host", "pid", "note")}
-    return JobLine(name=place.name, state=state, url=place.url, **known)
+def _ask(place: RunDir, host: str) -> str:
+    """Leaves word for a driver on another machine, which looks for it every second."""
+    place.put(STOP, {"asked": time.time()})
+    deadline = time.monotonic() + _GRACE_S
+    while time.monotonic() < deadline:
+        status = place.json("status.json")
+        if status["state"] == "submitted":
+            return "asked; the run ends as soon as its job begins"
+        if not busy(status):
+            return _ended(status)
+        time.sleep(0.3)
+    return f"{host} has not answered for {_GRACE_S:.0f} s. `--cluster ADDRESS` ends it by force."
+
+
+def _ended(status: dict[str, Any]) -> str:
+    if status["note"] == "removed from the line":
+        return "removed from the line; no step was taken"
+    return f"{status['state']} at step {status['step']}"
+
+
+def _state(status: dict[str, Any]) -> str:
+    if status.get("state") in ("running", "waiting", "submitted") and not busy(status):
+        return "lost"  # its driver died without a word; `resume` goes on from the checkpoint
+    return status.get("state", "not begun")
+
+
+def _line(place: RunDir, status: dict[str, Any], note: str) -> JobLine:
+    known = {name: status[name] for name in ("step", "steps", "host", "pid")}
+    return JobLine(
+        name=place.name,
+        state=_state(status),
+        url=place.url,
+        note=note or status["note"],
+        **known,
+    )
+
+
+def _places(root: str) -> dict[str, str]:
+    """What to say of every run that waits, by its URL."""
+    waiting = [ticket for ticket in line.tickets(root) if not ticket.begun]
+    said: dict[str, str] = {}
+    for ticket in waiting:
+        same = [one for one in waiting if one.cluster == ticket.cluster]
+        needs = f"for {ticket.cpus:g} CPUs" + (f" and {ticket.gpus:g} GPUs" if ticket.gpus else "")
+        place = f"place {line.ahead(ticket, same) + 1} of {len(same)} in line {needs}"
+        said[ticket.url] = f"{place}, priority {ticket.priority}"
+    return said

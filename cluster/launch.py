@@ -16,7 +16,7 @@ from ..config import plain
 from ..errors import ClusterError, NonFiniteError, Stopped
 from ..pretrain import checkpoint
 from ..pretrain.run import Run
-from . import hang
+from . import auth, hang
 from .crew import Crew, Member, draining
 from .job import NEXT, NO, NOW, Event, Job, Outcome, Place, Pulse
 from .shapes import Shape
@@ -228,6 +228,7 @@ def cluster(address: str | None, shape: Shape) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         cpus = max(os.cpu_count() or 1, shape.workers * shape.cpus_per_worker)
+        auth.ensure_token()  # Ray would make one that everybody can read
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     else:
         ray.init(address=address, **options)

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from ..data import storage
+from ..errors import StorageError
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from . import journal, ledger
@@ -21,6 +23,7 @@ from .job import Event, Place
 
 _KEEP_LINES = 1000
 _BEAT_S = 10.0
+_LOOK_S = 1.0
 STOP = "stop.json"
 """`diptych stop` leaves this in the folder of a run that another machine drives."""
 
@@ -33,18 +36,25 @@ class Tracker:
         self.rows, self.events = place.rows("metrics.jsonl"), place.rows("events.jsonl")
         self.logs: dict[int, deque[str]] = {}
         self.stop_asked = False
-        self._beat = 0.0
         self.places: list[Place] = []
         self._began = time.time()
         self._board_home = tempfile.TemporaryDirectory(prefix="diptych-events-")
         self._board: SummaryWriter | None = None
         self._line = Line(run, console)
+        self._state, self._note = "", ""
+        self._over, self._lock = threading.Event(), threading.Lock()
+        self._stored: dict[int, str] = {}
+        """Each log as it is in the run's folder."""
 
     def __enter__(self) -> "Tracker":
         self._line.start()
+        self._beating = threading.Thread(target=self._live, name="diptych-beat", daemon=True)
+        self._beating.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._beating.join()
         self._line.stop()
         if self._board:
             self._board.close()
@@ -76,9 +86,6 @@ class Tracker:
         elif event.kind == "event":
             self._happened(event.body, event.rank)
             self.log(_told(event.body), event.rank)
-        if time.time() - self._beat > _BEAT_S:
-            self.status("running")
-            self.stop_asked = storage.exists(self.place.at(STOP))
 
     def log(self, text: str, rank: int = -1) -> None:
         """Keeps lines in a rank's log; rank -1 is the driver, whose lines are shown too."""
@@ -96,8 +103,7 @@ class Tracker:
         """Puts everything into the run's folder."""
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         storage.write(self.place.at("metrics.jsonl"), text.encode())
-        for rank, lines in self.logs.items():
-            storage.write(self.place.at("logs", _log_name(rank)), "\n".join([*lines, ""]).encode())
+        self._store_logs()
         if self._board:
             self._board.flush()
         for file in Path(self._board_home.name).iterdir():
@@ -105,21 +111,50 @@ class Tracker:
 
     def status(self, state: str, note: str = "") -> None:
         """Says in the run's folder what it is doing, and where."""
-        self._beat = time.time()
+        with self._lock:
+            self._state, self._note = state, note
+            self._put_status()
+
+    def _put_status(self) -> None:
         self.place.put(
             "status.json",
             {
-                "state": state,
-                "note": note,
+                "state": self._state,
+                "note": self._note,
                 "step": self.rows[-1]["step"] if self.rows else 0,
                 "steps": self.run.steps,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "workers": [place.pid for place in self.places],
                 "began": self._began,
-                "beat": self._beat,
+                "beat": time.time(),
             },
         )
+
+    def _live(self) -> None:
+        """Hears a wish to stop, shows that the driver lives, keeps the logs."""
+        beat = time.monotonic()
+        while not self._over.wait(_LOOK_S):
+            try:
+                self.stop_asked = self.stop_asked or storage.exists(self.place.at(STOP))
+                if time.monotonic() - beat < _BEAT_S:
+                    continue
+                beat = time.monotonic()
+                with self._lock:
+                    if self._state == "running":
+                        self._put_status()
+                self._store_logs()
+            except StorageError as err:
+                self.keep(f"the run's folder does not answer: {err}", -1)
+
+    def _store_logs(self) -> None:
+        """Puts the logs that have grown into the run's folder."""
+        with self._lock:
+            for rank, lines in list(self.logs.items()):
+                text = "\n".join([*list(lines), ""])
+                if self._stored.get(rank) != text:
+                    storage.write(self.place.at("logs", _log_name(rank)), text.encode())
+                    self._stored[rank] = text
 
     def _happened(self, body: dict[str, Any], rank: int) -> None:
         """Such events are rare, and kept at once."""

@@ -9,6 +9,7 @@ import psutil
 from rich.console import Console
 
 from .. import __version__
+from ..config import to_yaml
 from ..data import storage, tokens
 from ..errors import DiptychError, RunError, Stopped
 from ..finetune.start import require_start
@@ -21,6 +22,8 @@ from .track import STOP, Tracker
 from .worker import open_plan, settled
 
 _SILENT_S = 60.0
+_FETCH_S = 600.0
+"""A cluster may need as long to make a job's environment."""
 
 
 def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
@@ -60,6 +63,7 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
         },
     )
     storage.write(place.at("tokenizer.json"), text)
+    storage.write(place.at("shape.yaml"), to_yaml(shape).encode())
     return place, plan.data
 
 
@@ -84,6 +88,7 @@ def train(
 def run_on(run: Run, shape: Shape, place: RunDir, data: str, *, console: Console) -> RunDir:
     """Like `train`, on a Ray cluster that this process has joined, after `prepare`."""
     with Tracker(run, place, console) as tracker, asked_to_stop() as asked:
+        tracker.status("running", "gathering workers")
         try:
             Drive(
                 run,
@@ -122,15 +127,19 @@ def _require_free(place: RunDir) -> None:
     """
     if busy(place.json("status.json")):
         status = place.json("status.json")
+        who = f"process {status['pid']} on " if status["pid"] else ""
         raise RunError(
-            f"{place.url} is being run by process {status['pid']} on {status['host']}. "
+            f"{place.url} is {status['state']} already: {who}{status['host']}. "
             f"`diptych stop {place.url}` ends it."
         )
 
 
 def busy(status: dict[str, Any]) -> bool:
-    """Whether a run's status belongs to a driver that lives."""
-    if status.get("state") != "running":
+    """Whether a run's status belongs to a driver that lives, or is about to."""
+    state = status.get("state")
+    if state == "submitted":
+        return time.time() - status["beat"] < _FETCH_S
+    if state not in ("running", "waiting"):
         return False
     if status["host"] == socket.gethostname():
         return psutil.pid_exists(status["pid"])

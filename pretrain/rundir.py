@@ -49,7 +49,8 @@ class RunDir:
                 if known.get(name) != facts.get(name):
                     raise RunError(
                         f"{self.url} was made with another {name} ({known.get(name)}, now "
-                        f"{facts.get(name)}). Give this run another name with --run."
+                        f"{facts.get(name)}). Give this run another name with --run, or go on with "
+                        f"the one that is there: diptych resume {self.url}"
                     )
             return False
         storage.write(self.at("recipe.yaml"), to_yaml(run).encode())

@@ -1,0 +1,180 @@
+"""This machine as a node of a Ray cluster that asks for a token: `up`, `join`, `down`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import requests
+
+from ..errors import ClusterError
+from . import auth
+
+_BEGIN_S = 90.0
+_END_S = 20.0
+
+
+class Node(NamedTuple):
+    """What `up` and `join` leave on record for `down`, `submit` and `join`."""
+
+    pid: int
+    born: float
+    """When that process began, so that another with its number is not taken for it."""
+    gcs: str
+    """What other nodes join."""
+    dashboard: str
+    """What jobs are submitted to; empty on a node that joined."""
+    log: str
+
+
+def up(
+    *,
+    ip: str,
+    port: int,
+    dashboard_host: str,
+    dashboard_port: int,
+    cpus: int | None,
+    gpus: int | None,
+) -> Node:
+    """Starts the head of a cluster here. Only who has the token can use it.
+
+    Raises:
+        ClusterError: there is a node of ours already, a port is taken, or Ray does not start.
+    """
+    words = ["--head", f"--port={port}", "--include-dashboard=true"]
+    words += [f"--dashboard-host={dashboard_host}", f"--dashboard-port={dashboard_port}"]
+    shown = "127.0.0.1" if dashboard_host in ("127.0.0.1", "0.0.0.0") else dashboard_host
+    auth.ensure_token()
+    address = f"http://{shown}:{dashboard_port}"
+    node = _start([*words, *_has(ip, cpus, gpus)], f"{ip}:{port}", address)
+    _await(node, f"{address}/api/gcs_healthz")
+    return node
+
+
+def join(head: str, *, ip: str | None, cpus: int | None, gpus: int | None) -> Node:
+    """Makes this machine a node of the cluster whose head is at `head` (host:port).
+
+    Raises:
+        ClusterError: there is no token here, the head does not answer, or Ray does not start.
+    """
+    if not auth.headers():
+        raise ClusterError(
+            f"no token at {auth.token_path()}. Copy it from the head, readable by you alone: "
+            f"scp {head.rpartition(':')[0]}:.ray/auth_token ~/.ray/ && chmod 600 ~/.ray/auth_token"
+        )
+    node = _start([f"--address={head}", *_has(ip, cpus, gpus)], head, "")
+    _await(node, "")
+    return node
+
+
+def down() -> str:
+    """Ends the node that `up` or `join` started here, and nothing else.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    node = running()
+    if node is None:
+        raise ClusterError("no node runs here that `diptych up` or `diptych join` started.")
+    family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+    family[0].send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=_END_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=_END_S)
+    _record().unlink(missing_ok=True)
+    return f"ended {len(family)} processes of the node at {node.gcs}"
+
+
+def running() -> Node | None:
+    """The node of ours on this machine, if it lives."""
+    try:
+        node = Node(**json.loads(_record().read_text()))
+        process = psutil.Process(node.pid)
+        return node if abs(process.create_time() - node.born) < 1 else None
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return None
+    except (ValueError, TypeError) as err:
+        raise ClusterError(f"{_record()} is damaged ({err}). Delete it.") from err
+
+
+def state() -> Path:
+    """A folder of this user's for what runs on this machine."""
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    path = Path(home) / "diptych"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _record() -> Path:
+    return state() / "node.json"
+
+
+def _has(ip: str | None, cpus: int | None, gpus: int | None) -> list[str]:
+    pairs = {"node-ip-address": ip, "num-cpus": cpus, "num-gpus": gpus}
+    return [f"--{name}={value}" for name, value in pairs.items() if value is not None]
+
+
+def _start(words: list[str], gcs: str, dashboard: str) -> Node:
+    if there := running():
+        raise ClusterError(
+            f"a node runs here already, of the cluster at {there.gcs}. `diptych down` ends it."
+        )
+    log = state() / f"node-{int(time.time())}.log"
+    bin_ = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(auth.token_path()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Jobs say `python` and Ray says `pip`: those of this environment.
+        "PATH": os.pathsep.join([bin_, os.environ.get("PATH", "")]),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    words = [
+        *words,
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    ]  # any: no fixed one to collide with
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words]
+    with open(log, "wb") as out:
+        process: Any = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    born = psutil.Process(process.pid).create_time()
+    node = Node(process.pid, born, gcs, dashboard, str(log))
+    _record().write_text(json.dumps(node._asdict()))
+    return node
+
+
+def _await(node: Node, healthy: str) -> None:
+    """Waits until Ray says that it started, and answers."""
+    deadline = time.monotonic() + _BEGIN_S
+    while time.monotonic() < deadline and running():
+        text = Path(node.log).read_text()
+        if "Ray runtime started" in text and (not healthy or _answers(healthy)):
+            return
+        time.sleep(0.2)
+    if running():
+        down()
+    _record().unlink(missing_ok=True)
+    said = " ".join(Path(node.log).read_text().split())[-500:]
+    raise ClusterError(f"Ray did not start; {node.log} ends with: {said}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).status_code == 200
+    except requests.RequestException:
+        return False

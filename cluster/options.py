@@ -1,0 +1,49 @@
+"""Arguments and options that several verbs share."""
+
+from typing import Annotated, Literal
+
+import typer
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override: path=value, such as optim.lr=3e-4")
+]
+Runs = Annotated[
+    str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder of runs: a path or s3://...")
+]
+RunArg = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's URL, or its name below --runs.")
+]
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A named recipe or a YAML file.")]
+WeightsOpt = Annotated[
+    Literal["ema", "raw"] | None,
+    typer.Option(help="Moving average, or last weights; the average where there is one."),
+]
+ShapeOpt = Annotated[
+    str, typer.Option(help="A named shape (one, pair, gpu, node8) or a YAML file.")
+]
+ShapeSet = Annotated[
+    list[str] | None, typer.Option("--shape-set", help="Override: workers=4 and so on.")
+]
+RunName = Annotated[str | None, typer.Option("--run", help="Name or URL of the run.")]
+StartFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--start-from",
+        metavar="RUN",
+        help="Begin a new run from another one's weights alone: new optimiser, schedule and data.",
+    ),
+]
+ClusterOpt = Annotated[
+    str,
+    typer.Option(
+        help="`local` (a process of its own here), `auto` (the cluster of `diptych up`), "
+        "http(s)://HOST:8265, or HOST:6379."
+    ),
+]
+Priority = Annotated[int, typer.Option(help="In the line for the cluster; higher goes first.")]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-cluster", help="Submit even to a cluster that asks nobody for a token."
+    ),
+]
