@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .cluster import node_verbs, run_verbs
-from .cluster.options import RecipeArg, RunArg, Runs, Set, ShapeOpt, ShapeSet, WeightsOpt
+from .cluster import node_verbs, plan_verb, run_verbs
+from .cluster.options import RunArg, Runs, WeightsOpt
 from .cluster.verbs import data_precompute
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
@@ -31,7 +31,7 @@ app = typer.Typer(
 data_app.command("precompute")(data_precompute)
 data_app.command("answers")(data_answers)
 app.add_typer(data_app, name="data")
-for verb in (run_verbs.train, run_verbs.submit, run_verbs.resume):
+for verb in (plan_verb.plan, run_verbs.train, run_verbs.submit, run_verbs.resume):
     app.command()(verb)
 for verb in (run_verbs.jobs, run_verbs.logs, run_verbs.stop):
     app.command()(verb)
@@ -83,30 +83,6 @@ def demo(
         story.serve_again(home, console)
     else:
         story.tell(home, console, quick=quick, seed=seed)
-
-
-@app.command()
-def plan(
-    recipe: RecipeArg,
-    settings: Set = None,
-    shape: ShapeOpt = "pair",
-    shape_settings: ShapeSet = None,
-    json_: Json = False,
-) -> None:
-    """What a run would be: parameters, memory, steps, shards, checkpoint size. Starts nothing.
-
-    Examples:
-
-        diptych plan vlp_easy
-
-        diptych plan my.yaml --set batch=4096 --shape node8
-    """
-    from .cluster import preflight
-    from .cluster.shapes import find_shape
-    from .finetune.recipes import find
-
-    facts = preflight.plan(find(recipe, settings or []), find_shape(shape, shape_settings or []))
-    show(facts, json_, title=f"plan of {recipe}")
 
 
 @app.command()

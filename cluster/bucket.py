@@ -31,7 +31,7 @@ def serve(home: Path, bucket: str) -> Iterator[dict[str, str]]:
     """
     home.mkdir(parents=True, exist_ok=True)
     keys = _keys(home)
-    port = _free_port()
+    port = free_port()
     with open(home / "weed.log", "ab") as log:
         server = subprocess.Popen(
             _command(home, port), stdout=log, stderr=log, start_new_session=True
@@ -52,7 +52,7 @@ def serve(home: Path, bucket: str) -> Iterator[dict[str, str]]:
 
 
 def _command(home: Path, port: int) -> list[str]:
-    ports = {name: _free_port() for name in ("master", "volume", "filer")}
+    ports = {name: free_port() for name in ("master", "volume", "filer")}
     return [
         _weed(),
         "-logtostderr",
@@ -69,7 +69,7 @@ def _command(home: Path, port: int) -> list[str]:
         "-volume.max=200",
         "-master.volumeSizeLimitMB=1024",
         *(f"-{name}.port={number}" for name, number in ports.items()),
-        *(f"-{name}.port.grpc={_free_port()}" for name in ("master", "volume", "filer", "s3")),
+        *(f"-{name}.port.grpc={free_port()}" for name in ("master", "volume", "filer", "s3")),
     ]
 
 
@@ -119,7 +119,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
                 continue
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port below those that outgoing connections get: one of them might take it first."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)

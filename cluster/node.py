@@ -3,17 +3,17 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import requests
 
 from ..errors import ClusterError
 from . import auth
+from .bucket import free_port
 
 _BEGIN_S = 90.0
 _END_S = 20.0
@@ -47,6 +47,7 @@ def up(
         ClusterError: there is a node of ours already, a port is taken, or Ray does not start.
     """
     words = ["--head", f"--port={port}", "--include-dashboard=true"]
+    words += [f"--ray-client-server-port={free_port()}"]  # ours not to use, nor to collide with
     words += [f"--dashboard-host={dashboard_host}", f"--dashboard-port={dashboard_port}"]
     shown = "127.0.0.1" if dashboard_host in ("127.0.0.1", "0.0.0.0") else dashboard_host
     auth.ensure_token()
@@ -96,7 +97,8 @@ def running() -> Node | None:
     try:
         node = Node(**json.loads(_record().read_text()))
         process = psutil.Process(node.pid)
-        return node if abs(process.create_time() - node.born) < 1 else None
+        same = abs(process.create_time() - node.born) < 1
+        return node if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (FileNotFoundError, psutil.NoSuchProcess):
         return None
     except (ValueError, TypeError) as err:
@@ -137,23 +139,18 @@ def _start(words: list[str], gcs: str, dashboard: str) -> Node:
         "PATH": os.pathsep.join([bin_, os.environ.get("PATH", "")]),
     }
     environment.pop("RAY_ADDRESS", None)
-    words = [
-        *words,
-        "--min-worker-port=0",
-        "--max-worker-port=0",
-    ]  # any: no fixed one to collide with
+    # Any port will do, so that another Ray on this machine is in nobody's way.
+    words = [*words, "--min-worker-port=0", "--max-worker-port=0"]
+    words += ["--dashboard-agent-listen-port=0"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words]
-    with open(log, "wb") as out:
-        process: Any = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    born = psutil.Process(process.pid).create_time()
-    node = Node(process.pid, born, gcs, dashboard, str(log))
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    out = (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    both = (os.POSIX_SPAWN_DUP2, 1, 2)
+    pid = os.posix_spawn(
+        sys.executable, command, environment, file_actions=[null, out, both], setsid=True
+    )
+    born = psutil.Process(pid).create_time()
+    node = Node(pid, born, gcs, dashboard, str(log))
     _record().write_text(json.dumps(node._asdict()))
     return node
 
@@ -162,7 +159,7 @@ def _await(node: Node, healthy: str) -> None:
     """Waits until Ray says that it started, and answers."""
     deadline = time.monotonic() + _BEGIN_S
     while time.monotonic() < deadline and running():
-        text = Path(node.log).read_text()
+        text = Path(node.log).read_text() if Path(node.log).exists() else ""
         if "Ray runtime started" in text and (not healthy or _answers(healthy)):
             return
         time.sleep(0.2)

@@ -1,5 +1,6 @@
 """Submitting to a Ray cluster through its job API, local or far away."""
 
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from ..pretrain.rundir import RunDir
 from . import auth, code, line, node
 
 _BEGIN_S = 300.0
+_READY_S = 90.0
 _LOOK_S = 0.5
 _TELL = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """What a job is told of this machine's environment: where the bucket is, and nothing secret."""
@@ -67,6 +69,7 @@ def client(address: str, *, insecure: bool = False) -> JobSubmissionClient:
     """
     auth.require_locked(address, insecure=insecure)
     found = auth.headers()
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     try:
         made = JobSubmissionClient(address, headers=found)
         made.list_jobs()
@@ -74,7 +77,7 @@ def client(address: str, *, insecure: bool = False) -> JobSubmissionClient:
     except (RayError, RuntimeError, ConnectionError) as err:
         have = "the token here is not its" if found else f"there is none at {auth.token_path()}"
         raise ClusterError(
-            f"the cluster at {address} wants a token, and {have}. Copy {Path('~/.ray/auth_token')} "
+            f"the cluster at {address} wants a token, and {have}. Copy ~/.ray/auth_token "
             "from its head, readable by you alone, or name a file in RAY_AUTH_TOKEN_PATH."
         ) from err
 
@@ -96,17 +99,32 @@ def submit(
     line.status(place, "submitted", f"to {address}", steps=run.steps, host=address)
     words = ["python", "-P", "-m", "diptych.cluster.entry", place.url, digest, str(priority)]
     with tempfile.TemporaryDirectory(prefix="diptych-wheel-") as folder:
+        wheel = str(code.wheel(Path(folder)))
         try:
-            ray.submit_job(
+            _hand_over(
+                ray,
                 entrypoint=shlex.join(words),
                 submission_id=name,
-                runtime_env={"py_modules": [str(code.wheel(Path(folder)))], "env_vars": _told()},
+                runtime_env={"py_modules": [wheel], "env_vars": _told()},
                 metadata={"run": place.url, "digest": digest, "priority": str(priority)},
             )
         except (RayError, RuntimeError, ConnectionError) as err:
             line.status(place, "failed", str(err))
             raise ClusterError(f"{address} did not take the run: {err}") from err
     return _await(ray, name, place)
+
+
+def _hand_over(ray: JobSubmissionClient, **job: Any) -> None:
+    """Submits a job; a cluster that has just come up says for a while that it takes none yet."""
+    deadline = time.monotonic() + _READY_S
+    while True:
+        try:
+            ray.submit_job(**job)
+            return
+        except RuntimeError as err:
+            if "No available agent" not in str(err) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def stop(address: str, place: RunDir) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.cluster.preflight import memory
+from diptych.cluster.estimate import memory
 from diptych.cluster.shapes import Shape
 from diptych.data.tokens import Text
 from diptych.pretrain.run import Run
