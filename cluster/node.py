@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -114,7 +115,7 @@ def state() -> Path:
 
 
 def _record() -> Path:
-    return state() / "node.json"
+    return state() / f"node-{socket.gethostname()}.json"  # a home may be shared by machines
 
 
 def _has(ip: str | None, cpus: int | None, gpus: int | None) -> list[str]:

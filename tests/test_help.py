@@ -37,7 +37,8 @@ def help_of(*words: str) -> str:
 
 
 def test_the_verbs_of_the_issue_are_there() -> None:
-    asked = "demo plan train submit jobs logs stop evaluate sample export ledger data"
+    asked = "demo plan train submit resume jobs logs stop up join down evaluate sample export"
+    asked += " ledger data"
     assert set(asked.split()) <= {verb[0] for verb in VERBS}
     assert {("data", verb) for verb in ("pack", "index", "check", "preview")} <= set(LEAVES)
 
@@ -137,6 +138,13 @@ def test_an_unknown_recipe(
         (["ledger", "nobody", "--steps", "all"], ["--steps 'all' is not A:B"]),
         (["logs", "nobody"], ["error: no run at"]),
         (["stop", "nobody"], ["error: no run at"]),
+        (["resume", "nobody"], ["error: no run at"]),
+        (["down"], ["no node runs here that `diptych up`"]),
+        (["train", "vlp_easy", "--start-from", "runs/vlp_easy"], ["diptych resume", "--run NAME"]),
+        (["submit", "vlp_easy", "--cluster", "http://127.0.0.1:9"], ["no Ray dashboard answers"]),
+        (["submit", "vlp_easy", "--cluster", "ray://h:1"], ["--cluster 'ray://h:1': say `local`"]),
+        (["submit", "vlp_easy", "--cluster", "http://u:p@h"], ["with a password in it is refused"]),
+        (["submit", "vlp_easy", "--cluster", "http://h/?x"], ["is not the address of a cluster"]),
         (["demo", "--serve", "--home", "nowhere"], ["nowhere holds no demo"]),
         (["data", "check", "nowhere"], ["nowhere has no index", "diptych data index"]),
         (["data", "index", "*.nothing"], ["matches nothing"]),
@@ -153,6 +161,7 @@ def test_a_mistake_is_one_sentence(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     message = said(capfd, monkeypatch, *words)
     assert message.count("error: ") == 1
     assert all(part in message for part in parts), message
