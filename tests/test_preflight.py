@@ -46,6 +46,7 @@ def test_each_stage_shares_out_one_thing_more(task: Task, sizes: Sizes) -> None:
         "weights": 4 * count,
         "gradients": 4 * count,
         KEPT: 12 * part,
+        "buffers": 4 * count,
     }
     assert sizes(zero_stage=2)[0]["gradients"] == 4 * part
     three = sizes(zero_stage=3)[0]
@@ -59,10 +60,18 @@ def test_what_is_offloaded_is_in_the_host(sizes: Sizes) -> None:
     here, host = sizes(
         "ema.decay=0.9", zero_stage=3, offload_optimiser="cpu", offload_weights="cpu"
     )
-    assert set(here) == {"weights", "gradients"}
+    assert set(here) == {"weights", "gradients", "buffers"}
     assert set(host) == {"weights", KEPT, "moving average"}
     assert "moving average" in sizes("ema.decay=0.9")[0]
     assert sizes(zero_stage=3)[1] == {}
+
+
+def test_deepspeeds_buffer_has_one_size_on_a_gpu(sizes: Sizes) -> None:
+    """On a CPU, pages that nothing is written to take no memory."""
+    gpu = {"gpus_per_worker": 1, "precision": "bf16"}
+    assert sizes(zero_stage=1, **gpu)[0]["buffers"] == 4 * 500_000_000
+    assert sizes(zero_stage=2, **gpu)[0]["buffers"] == 2 * 500_000_000
+    assert "buffers" not in sizes(zero_stage=0, **gpu)[0]
 
 
 def test_frozen_parameters_have_weights_alone(task: Task, sizes: Sizes) -> None:
