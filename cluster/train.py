@@ -127,10 +127,9 @@ def _require_free(place: RunDir) -> None:
     """
     if busy(place.json("status.json")):
         status = place.json("status.json")
-        who = f"process {status['pid']} on " if status["pid"] else ""
+        who = f"being run by process {status['pid']} on" if status["pid"] else "submitted to"
         raise RunError(
-            f"{place.url} is {status['state']} already: {who}{status['host']}. "
-            f"`diptych stop {place.url}` ends it."
+            f"{place.url} is {who} {status['host']}. `diptych stop {place.url}` ends it."
         )
 
 

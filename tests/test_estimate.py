@@ -197,7 +197,6 @@ def test_the_curve_is_the_schedule(tiny: Tiny) -> None:
     assert all(rate == lr_at(run.optim, step, 1000) for step, rate in found)
     lines = curve.terminal(run).splitlines()
     assert "█" not in lines[1][-20:]  # it has come down
-    assert lines[6][9:].count("█") > 50
-    assert "2.0e" in curve.terminal(
-        tiny("plan", "steps=1", "optim.lr=2e-3", "optim.warmup_steps=0")
-    )
+    assert lines[6][9:].count("█") > 45
+    one = tiny("plan", "steps=1", "optim.lr=2e-3", "optim.warmup_steps=0")
+    assert "2.0e-03" in curve.terminal(one)

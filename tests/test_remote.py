@@ -178,7 +178,7 @@ def test_a_run_on_three_nodes(here: Here, recipe: Any) -> None:
     until(lambda: ledger.attempts(place)[-1].world == 3, "three workers")
     assert place.json("submission.json")["digest"] == code.identity().digest
     until(lambda: "from step 0 on" in here.say("logs", "a", "--runs", here.runs), "logs")
-    assert "is running already" in here.say(*words, *shape, code=2)
+    assert "is being run by process" in here.say(*words, *shape, code=2)
 
 
 def test_no_secret_is_anywhere(here: Here) -> None:
