@@ -23,6 +23,8 @@ from .train import busy, prepare
 from .worker import settled
 
 _GRACE_S = 60.0
+_BEGIN_S = 240.0
+"""A busy machine takes long to import torch."""
 
 
 class JobLine(NamedTuple):
@@ -88,7 +90,7 @@ def submit(run: Run, shape: Shape, url: str) -> tuple[RunDir, int]:
             stderr=file,
             start_new_session=True,
         )
-    deadline = time.monotonic() + _GRACE_S
+    deadline = time.monotonic() + _BEGIN_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ClusterError(f"the run ended at once: {output.read_text().strip()[-600:]}")
@@ -96,7 +98,7 @@ def submit(run: Run, shape: Shape, url: str) -> tuple[RunDir, int]:
         if busy(status) and status["pid"] == process.pid:
             return place, process.pid
         time.sleep(0.3)
-    raise ClusterError(f"the run did not begin within {_GRACE_S:.0f} s; see {output}.")
+    raise ClusterError(f"the run did not begin within {_BEGIN_S:.0f} s; see {output}.")
 
 
 def logs(place: RunDir, *, follow: bool) -> Iterator[str]:

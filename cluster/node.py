@@ -16,7 +16,8 @@ from ..errors import ClusterError
 from . import auth
 from .bucket import free_port
 
-_BEGIN_S = 90.0
+_BEGIN_S = 120.0
+_TRIES = 3
 _END_S = 20.0
 
 
@@ -53,9 +54,8 @@ def up(
     shown = "127.0.0.1" if dashboard_host in ("127.0.0.1", "0.0.0.0") else dashboard_host
     auth.ensure_token()
     address = f"http://{shown}:{dashboard_port}"
-    node = _start([*words, *_has(ip, cpus, gpus)], f"{ip}:{port}", address)
-    _await(node, f"{address}/api/gcs_healthz")
-    return node
+    words += _has(ip, cpus, gpus)
+    return _insist(words, f"{ip}:{port}", address, f"{address}/api/gcs_healthz")
 
 
 def join(head: str, *, ip: str | None, cpus: int | None, gpus: int | None) -> Node:
@@ -69,9 +69,7 @@ def join(head: str, *, ip: str | None, cpus: int | None, gpus: int | None) -> No
             f"no token at {auth.token_path()}. Copy it from the head, readable by you alone: "
             f"scp {head.rpartition(':')[0]}:.ray/auth_token ~/.ray/ && chmod 600 ~/.ray/auth_token"
         )
-    node = _start([f"--address={head}", *_has(ip, cpus, gpus)], head, "")
-    _await(node, "")
-    return node
+    return _insist([f"--address={head}", *_has(ip, cpus, gpus)], head, "", "")
 
 
 def down() -> str:
@@ -121,6 +119,19 @@ def _record() -> Path:
 def _has(ip: str | None, cpus: int | None, gpus: int | None) -> list[str]:
     pairs = {"node-ip-address": ip, "num-cpus": cpus, "num-gpus": gpus}
     return [f"--{name}={value}" for name, value in pairs.items() if value is not None]
+
+
+def _insist(words: list[str], gcs: str, dashboard: str, healthy: str) -> Node:
+    """Starts a node; on a busy machine Ray's own patience, 30 s, may be too short once or twice."""
+    for more in reversed(range(_TRIES)):
+        node = _start(words, gcs, dashboard)
+        try:
+            _await(node, healthy)
+            return node
+        except ClusterError as err:
+            if not more or "timed out during startup" not in str(err):
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _start(words: list[str], gcs: str, dashboard: str) -> Node:
