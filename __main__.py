@@ -15,6 +15,7 @@ from rich.console import Console
 
 from . import __version__
 from .cluster import node_verbs, plan_verb, run_verbs
+from .cluster.look import caption, retrieve, search
 from .cluster.options import RunArg, Runs, WeightsOpt
 from .cluster.verbs import data_precompute
 from .data.verbs import Json, bar, show
@@ -199,6 +200,10 @@ def data_replay(
     from .cluster.replay import replay
 
     show(replay(find(run, runs), step, out), json_, title=f"step {step}")
+
+
+for _verb in (caption, retrieve, search):
+    app.command()(_verb)
 
 
 def _not_built(what: str, instead: str) -> None:

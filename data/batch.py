@@ -1,11 +1,13 @@
 """The one thing that crosses from data to models: a frozen batch that knows its rows by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +75,25 @@ class Batch:
             arrays={name: move(array) for name, array in self.arrays.items()},
             hints={name: move(hint) for name, hint in self.hints.items()},
         )
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Batches of one recipe as one, row after row.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not parts:
+        raise DataError("No sample is left: all were left out, or the dataset is empty.")
+    holes = [torch.zeros(p.rows, dtype=torch.bool) if p.hole_B is None else p.hole_B for p in parts]
+    return Batch(
+        keys=tuple(key for part in parts for key in part.keys),
+        draws_B=torch.cat([part.draws_B for part in parts]),
+        image_BCHW=torch.cat([part.image_BCHW for part in parts]),
+        tokens_BL=torch.cat([part.tokens_BL for part in parts]),
+        real_BL=torch.cat([part.real_BL for part in parts]),
+        fields=tuple(field for part in parts for field in part.fields),
+        hole_B=torch.cat(holes),
+        arrays={n: torch.cat([part.arrays[n] for part in parts]) for n in parts[0].arrays},
+        hints={n: torch.cat([part.hints[n] for part in parts]) for n in parts[0].hints},
+    )

@@ -32,7 +32,7 @@ def page(manifest: Manifest, count: int = 48, buckets: Buckets | None = None) ->
     for shard in manifest.shards:
         mine = [place - first for place in places if first <= place < first + shard.samples]
         found = entries(manifest, shard) if mine else []
-        rows += [_row(shard, found[place], buckets) for place in mine]
+        rows += [row(shard, found[place], buckets) for place in mine]
         first += shard.samples
     seen = survey(manifest, buckets)
     return _template().render(
@@ -58,7 +58,8 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=True).from_string(text)
 
 
-def _row(shard: Shard, entry: Entry, buckets: Buckets | None) -> dict[str, Any]:
+def row(shard: Shard, entry: Entry, buckets: Buckets | None = None) -> dict[str, Any]:
+    """What a page shows of one sample: `name`, `text`, `image` in base64, or its `fault`."""
     row: dict[str, Any] = {"name": f"{storage.name(shard.url)}/{entry.record.key}"}
     row["size"] = f"{entry.width} x {entry.height}" if entry.width else ""
     if buckets:
@@ -76,11 +77,12 @@ def _row(shard: Shard, entry: Entry, buckets: Buckets | None) -> dict[str, Any]:
         return {**row, "fault": str(err)}
     row["text"] = found["text"] or ""
     row["fields"] = json.dumps(found["fields"], ensure_ascii=False) if found["fields"] else ""
-    row["image"] = "" if found["image"] is None else _thumbnail(found["image"])
+    row["image"] = "" if found["image"] is None else thumbnail(found["image"])
     return row
 
 
-def _thumbnail(pixels: np.ndarray) -> str:
+def thumbnail(pixels: np.ndarray) -> str:
+    """A small WebP of (H, W, 3) uint8 pixels in base64, for a page."""
     image = Image.fromarray(pixels)
     image.thumbnail((320, 320))
     buffer = io.BytesIO()

@@ -1,9 +1,9 @@
 """Image-text retrieval with a trained task: contrastive ranks, and the matching head's re-ranking.
 
-N samples, E width of the shared space, P pairs.
+N samples, I pictures, E width of the shared space, P pairs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -30,14 +30,17 @@ def embeddings(task: Task, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
         if towers is None:
             raise RunError(
                 "This run's model mixes image and text at once and embeds neither alone. Use "
-                "model `two_stream` with `shared` set, and the `contrastive` objective."
+                "model `two_stream` with `shared` set, and the `contrastive` objective; or let a "
+                "run with `itm` judge every pair."
             )
         image_NE.append(towers.image_BE.float().cpu())
         text_NE.append(towers.text_BE.float().cpu())
     return torch.cat(image_NE), torch.cat(text_NE)
 
 
-def matching(task: Task, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+def matching(
+    task: Task, batch: Batch, told: Callable[[int], None] = lambda count: None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """The `itm` head as a judge of (images (P,), texts (P,)) of a batch: log-odds of a match (P,).
 
     Raises:
@@ -56,38 +59,88 @@ def matching(task: Task, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
             pair = replace(batch.pick(images), tokens_BL=text.tokens_BL, real_BL=text.real_BL)
             logits_P2 = task.heads["itm"](task.model(task.look(pair)).pooled_BD).float()
             found.append((logits_P2[:, 1] - logits_P2[:, 0]).cpu())
+            told(len(images))
         return torch.cat(found)
 
     return judge
 
 
-def score_retrieval(task: Task, batch: Batch, group_N: Tensor, depth: int = 0) -> dict[str, float]:
+def score_retrieval(
+    task: Task,
+    batch: Batch,
+    group_N: Tensor,
+    depth: int = 0,
+    *,
+    pairs: bool = False,
+    told: Callable[[int], None] = lambda count: None,
+) -> dict[str, float]:
     """R@1/5/10 and median ranks both ways over the samples of one (large) batch.
+
+    A picture asks and is found once, however many rows show it, as in the tests of COCO and
+    Flickr30k: I pictures, N texts.
 
     Args:
         task: put into evaluation mode and back.
         batch: the test, an image and a text a row.
-        group_N: int64; rows of one number show the same thing, and each finds any of the others.
+        group_N: int64; rows of one number show the same picture.
         depth: above 0, the best so many of each query are put in the matching head's order.
+        pairs: have the matching head judge every pair instead, which costs I x N passes and
+            needs no towers (UNITER's way).
+        told: told of rows that were embedded, or with `pairs` of pairs that were judged.
 
     Raises:
         RunError: the model or its heads cannot.
     """
+    row_I, group_I = _firsts(group_N)
     training = task.training
     task.eval()
     try:
-        parts = (batch.take(at, at + _CHUNK) for at in range(0, batch.rows, _CHUNK))
-        image_NE, text_NE = embeddings(task, parts)
-        texts, images = image_NE @ text_NE.T, text_NE @ image_NE.T
-        if depth:
-            judge = matching(task, batch)
-            texts = reranked(texts, depth, judge)
-            images = reranked(images, depth, lambda text_P, image_P: judge(image_P, text_P))
+        if pairs:
+            image_P = row_I.repeat_interleave(batch.rows)
+            text_P = torch.arange(batch.rows).repeat(len(row_I))
+            texts_IN = matching(task, batch, told)(image_P, text_P).view(len(row_I), batch.rows)
+            images_NI = texts_IN.T
+        else:
+            texts_IN, images_NI = _by_towers(task, batch, row_I, depth, told)
     finally:
         task.train(training)
-    both = {"image_to_text": texts, "text_to_image": images}
+    both = {
+        "image_to_text": ranks_by(texts_IN, group_I, group_N),
+        "text_to_image": ranks_by(images_NI, group_N, group_I),
+    }
     return {
         f"{way}.{name}": value
-        for way, similarity in both.items()
-        for name, value in summary(ranks_by(similarity, group_N, group_N)).items()
+        for way, found in both.items()
+        for name, value in summary(found).items()
     }
+
+
+def _by_towers(
+    task: Task, batch: Batch, row_I: Tensor, depth: int, told: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Similarities (I, N) and (N, I), the best `depth` of each query in the judge's order."""
+
+    def parts() -> Iterator[Batch]:
+        for at in range(0, batch.rows, _CHUNK):
+            part = batch.take(at, at + _CHUNK)
+            yield part
+            told(part.rows)
+
+    image_NE, text_NE = embeddings(task, parts())
+    texts_IN = image_NE[row_I] @ text_NE.T
+    images_NI = texts_IN.T
+    if not depth:
+        return texts_IN, images_NI
+    judge = matching(task, batch)
+    return (
+        reranked(texts_IN, depth, lambda image_P, text_P: judge(row_I[image_P], text_P)),
+        reranked(images_NI, depth, lambda text_P, image_P: judge(row_I[image_P], text_P)),
+    )
+
+
+def _firsts(group_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row of each group, (I,), and their groups, (I,)."""
+    first = dict[int, int]()
+    for row, group in enumerate(group_N.tolist()):
+        first.setdefault(group, row)
+    return torch.tensor(list(first.values())), torch.tensor(list(first))

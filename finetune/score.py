@@ -53,15 +53,24 @@ def finished(place: RunDir, *, data: str | None = None, weights: Weights | None 
         RunError: no test data is named anywhere.
         CheckpointError: nothing was kept yet, or no average.
     """
-    run = place.recipe(KINDS)
-    test = data or run.data.test
+    test = data or place.recipe(KINDS).data.test
     if not test:
         raise RunError(f"{place.url} names no test data. Say --data s3://bucket/folder.")
-    text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
-    checkpoint = open_checkpoint(place.url)
-    task = trained_task(run, text, checkpoint, weights)
+    run, text, checkpoint, task = opened(place, weights)
     which = kept(checkpoint, weights)
     return Finished(place, run, text, checkpoint, which, task, open_manifest(test))
+
+
+def opened(place: RunDir, weights: Weights | None = None) -> tuple[Run, Text, Checkpoint, Task]:
+    """A run with the weights of its newest checkpoint, for inputs that are no test data.
+
+    Raises:
+        CheckpointError: nothing was kept yet, or no average.
+    """
+    run = place.recipe(KINDS)
+    text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
+    checkpoint = open_checkpoint(place.url)
+    return run, text, checkpoint, trained_task(run, text, checkpoint, weights)
 
 
 def score(
