@@ -52,36 +52,23 @@ def caption(
 
         diptych caption my-captioner --how nucleus --share 0.8 --seed 3 --limit 100
     """
-    import torch
-
-    from ..finetune import decode, gallery
-    from ..finetune.caption import captions
+    from ..finetune import gallery
     from ..finetune.metrics.captions import score_captions
-    from ..finetune.score import finished, opened
+    from ..finetune.score import finished
     from .jobs import find
 
-    chance = torch.Generator().manual_seed(seed)
-    decoder = {
-        "beam": functools.partial(decode.beam, beams=beams),
-        "greedy": decode.greedy,
-        "nucleus": functools.partial(
-            decode.nucleus, share=share, temperature=temperature, generator=chance
-        ),
-    }[how]
+    decoder = _decoder(how, beams, share, temperature, seed)
     if image and data:
         raise RecipeError("--image and --data: say one of them.")
     if image:
-        trained, text, _, task = opened(find(run, runs), weights)
-        lines = captions(task, text, gallery.files(image, trained, text), decoder)
-        _told([{"image": path, "text": line} for path, line in zip(image, lines, strict=True)], out)
-        _say(list(zip(image, lines, strict=True)), json_)
+        _caption_files(find(run, runs), image, decoder, out, weights, json_)
         return
     found = finished(find(run, runs), data=data, weights=weights)
     samples = min(limit or found.test.samples, found.test.samples)
     with bar("caption", samples) as told:
         written = gallery.captioned(found, decoder, field=references, limit=limit, told=told)
     scores = score_captions([w.text for w in written], [w.references for w in written])
-    _told([{"image": w.key, "text": w.text, "references": w.references} for w in written], out)
+    _keep([{"image": w.key, "text": w.text, "references": w.references} for w in written], out)
     if not json_:
         _say([(w.key, w.text) for w in written[:5]], False)
     facts = {"step": found.checkpoint.step, "weights": found.weights, "pictures": len(written)}
@@ -191,6 +178,33 @@ def search(
     console.print(str(out.absolute()), soft_wrap=True, highlight=False)
 
 
+def _decoder(how: str, beams: int, share: float, temperature: float, seed: int) -> Any:
+    import torch
+
+    from ..finetune import decode
+
+    if how == "greedy":
+        return decode.greedy
+    if how == "beam":
+        return functools.partial(decode.beam, beams=beams)
+    chance = torch.Generator().manual_seed(seed)
+    return functools.partial(decode.nucleus, share=share, temperature=temperature, generator=chance)
+
+
+def _caption_files(
+    place: Any, paths: list[str], decoder: Any, out: str | None, weights: Any, json_: bool
+) -> None:
+    from ..finetune import gallery
+    from ..finetune.caption import captions
+    from ..finetune.score import opened
+
+    run, text, _, task = opened(place, weights)
+    lines = captions(task, text, gallery.files(paths, run, text), decoder)
+    written = list(zip(paths, lines, strict=True))
+    _keep([{"image": path, "text": line} for path, line in written], out)
+    _say(written, json_)
+
+
 def _say(lines: list[tuple[str, str]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([{"image": a, "text": b} for a, b in lines], ensure_ascii=False))
@@ -199,7 +213,7 @@ def _say(lines: list[tuple[str, str]], as_json: bool) -> None:
         console.print(f"{name}: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _told(rows: list[dict[str, Any]], out: str | None) -> None:
+def _keep(rows: list[dict[str, Any]], out: str | None) -> None:
     """Writes a JSON line a caption, where a file is asked for."""
     from ..data import storage
 
