@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 KILLS ?= 10
+BENCH := PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks
 
-.PHONY: demo test bench-data chaos install format clean
+.PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery chaos chaos-save install format clean
 
 demo: install
 	$(BIN)/diptych demo
@@ -23,6 +24,22 @@ bench-data: install
 # Kills random ranks at random moments; `make chaos KILLS=50`.
 chaos: install
 	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.chaos --kills $(KILLS) --steps $$((60 + 60 * $(KILLS)))
+
+# Kills a rank at random bytes of a checkpoint's writing: 160 times on a disk, 40 on S3.
+chaos-save: install
+	$(BENCH).chaos_save $(ARGS)
+
+# What a checkpoint adds to training, beside torch.save, DeepSpeed's own and torch's DCP.
+bench-checkpoint: install
+	OMP_NUM_THREADS=1 $(BENCH).checkpoint $(ARGS)
+
+# What our loop adds to bare DeepSpeed.
+bench-engine: install
+	OMP_NUM_THREADS=1 $(BENCH).engine $(ARGS)
+
+# From SIGKILL to the next step, and from submitting to the first, beside torchrun and Ray Train.
+bench-recovery: install
+	OMP_NUM_THREADS=1 $(BENCH).recovery $(ARGS)
 
 install: $(VENV)/installed
 

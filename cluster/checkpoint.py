@@ -1,21 +1,25 @@
 """Writing a checkpoint behind the step, and taking one over.
 
-Every rank copies its own fp32 slices to host memory and writes them while training goes on. Each
-then leaves a list of its slices; rank 0 waits for all lists, writes the manifest and reads it back,
-and only then are older checkpoints deleted. No collective is involved, so a rank that dies here
-hangs nobody.
+Every rank copies its own fp32 slices to host memory during the next forward and backward pass,
+when nothing changes them, and writes them while training goes on. Each then leaves a list of its
+slices; rank 0 waits for all lists, writes the manifest and reads it back, and only then are older
+checkpoints deleted. No collective is involved, so a rank that dies here hangs nobody.
 """
 
 import json
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..data import storage
-from ..errors import CheckpointError, ClusterError, DiptychError
+from ..errors import CheckpointError, ClusterError
 from ..pretrain import checkpoint as form
 from ..pretrain import slices
 from ..pretrain.checkpoint import Checkpoint
@@ -23,17 +27,26 @@ from ..pretrain.slices import Piece, Slice
 from . import journal, partition
 from .journal import Journal, Page
 
+_NICE = 10
+"""How far a writer that training does not wait for steps back from a processor that is wanted."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One rank's share of a checkpoint, in host memory."""
+    """One rank's share of a checkpoint."""
 
     step: int
+    live: list[Piece]
+    """What training goes on with; it may change once `copied` is set."""
     pieces: list[Piece]
+    """The same in host memory, once `copied` is set."""
     shapes: dict[str, tuple[int, ...]]
     base: str | None
     optimiser_step: float
     page: Page
+    ready: Any
+    """On a GPU, the event after which `live` is that of the step."""
+    copied: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -51,37 +64,54 @@ class Writer:
     stream: Callable[[int], dict[str, Any]]
     """Where the stream stands after a step: `Plan.state`."""
     timeout_s: float = 600.0
-    fault: DiptychError | OSError | None = None
+    fault: Exception | None = None
     _host: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """What snapshots are copied into: one at a time, so it is used again and again."""
 
     def snapshot(
         self, engine: Any, step: int, averages: Sequence[Piece] = (), base: str | None = None
     ) -> Snapshot:
-        """Copies this rank's slices; training may go on as soon as it returns.
+        """Names what is to be kept; `write` copies it, which `copied` of the snapshot tells.
 
-        The snapshot before must have been written.
+        Forward and backward passes may go on meanwhile, optimiser steps may not. The snapshot
+        before must have been written.
         """
         live = [*partition.owned(engine, self.rank, self.world), *averages]
-        size = sum(data.numel() for *_, data in live)
+        sizes = [data.numel() for *_, data in live]
         gpu = any(data.is_cuda for *_, data in live)
-        if self._host.numel() != size:
-            self._host = torch.empty(size, pin_memory=gpu)
-        pieces: list[Piece] = []
-        for (name, kind, offset, data), copy in zip(
-            live, self._host.split([data.numel() for *_, data in live]), strict=True
-        ):
-            pieces.append((name, kind, offset, copy.copy_(data, non_blocking=True)))
-        if gpu:
-            torch.cuda.current_stream().synchronize()
-        shapes, steps = partition.shapes(engine), partition.steps(engine)
-        return Snapshot(step, pieces, shapes, base, steps, self.journal.turn())
+        if self._host.numel() != sum(sizes):
+            self._host = slices.aligned(sum(sizes), pinned=gpu)
+        pieces = [
+            (name, kind, offset, copy)
+            for (name, kind, offset, _), copy in zip(live, self._host.split(sizes), strict=True)
+        ]
+        return Snapshot(
+            step=step,
+            live=live,
+            pieces=pieces,
+            shapes=partition.shapes(engine),
+            base=base,
+            optimiser_step=partition.steps(engine),
+            page=self.journal.turn(),
+            ready=torch.cuda.current_stream().record_event() if gpu else None,
+        )
 
-    def write(self, snapshot: Snapshot) -> None:
-        """Writes the share; rank 0 commits. Errors are kept for `raise_fault`."""
+    def write(self, snapshot: Snapshot, *, urgent: bool = True) -> None:
+        """Copies and writes the share; rank 0 commits. Errors are kept for `raise_fault`.
+
+        Args:
+            snapshot: its `copied` is set in any case.
+            urgent: training waits for it; else it yields to training, where threads can.
+        """
         try:
+            try:
+                _copy(snapshot)
+            finally:
+                snapshot.copied.set()
+            if not urgent and sys.platform == "linux":  # where this is of one thread
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
             self._write(snapshot)
-        except (DiptychError, OSError) as err:
+        except Exception as err:
             self.fault = err
 
     def raise_fault(self) -> None:
@@ -99,6 +129,9 @@ class Writer:
             storage.join(place, f"{mine}.json"), json.dumps([astuple(s) for s in found]).encode()
         )
         if self.rank:
+            # The next checkpoint may not begin before this one is complete: a machine that dies
+            # in it would take two intervals with it.
+            self._await(form.manifest(self.run, snapshot.step))
             return
         everyone = [*found]
         for rank in range(1, self.world):
@@ -123,12 +156,30 @@ class Writer:
         form.retain(self.run, self.keep)
 
     def _listed(self, url: str) -> list[Slice]:
-        deadline = time.monotonic() + self.timeout_s
+        self._await(url)
+        return [Slice(*row) for row in json.loads(storage.read(url))]
+
+    def _await(self, url: str) -> None:
+        deadline, pause = time.monotonic() + self.timeout_s, 0.01
         while not storage.exists(url):
             if time.monotonic() > deadline:
                 raise ClusterError(f"{url} did not come within {self.timeout_s:.0f} s.")
-            time.sleep(0.1)
-        return [Slice(*row) for row in json.loads(storage.read(url))]
+            time.sleep(pause)
+            pause = min(0.5, 1.5 * pause)
+
+
+def _copy(snapshot: Snapshot) -> None:
+    """Fills the host's memory with what is live."""
+    pairs = [(mine[3], kept[3]) for mine, kept in zip(snapshot.live, snapshot.pieces, strict=True)]
+    if snapshot.ready is None:
+        for live, copy in pairs:  # by NumPy: one memcpy, which does not read what it overwrites
+            np.copyto(copy.numpy(), live.detach().numpy())
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_event(snapshot.ready)
+        for live, copy in pairs:
+            copy.copy_(live, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
 
 
 def restore(

@@ -19,7 +19,7 @@ from ..pretrain.optim import adamw
 from ..pretrain.run import Run
 from ..pretrain.task import Losses, Task, merge
 from . import partition
-from .checkpoint import Writer, restore
+from .checkpoint import Snapshot, Writer, restore
 from .shapes import Shape, deepspeed_config
 
 
@@ -48,6 +48,7 @@ class DeepSpeedEngine:
         self._weights = [piece for piece in mine if piece[1] == WEIGHT]
         self._averages = [(name, EMA, at, data.clone()) for name, _, at, data in self._weights]
         self._saving: threading.Thread | None = None
+        self._snapshot: Snapshot | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes over weights and optimiser state, whatever world size or stage wrote them."""
@@ -61,6 +62,8 @@ class DeepSpeedEngine:
         for first in range(0, batch.rows, self.micro):
             losses: Losses = self.engine(batch.take(first, first + self.micro))
             self.engine.backward(losses.total * _poison(losses.total.detach()))
+            if first + self.micro >= batch.rows:
+                self._copied()
             self.engine.step()
             done.append(losses)
         applied: bool = self.engine.was_step_applied()
@@ -76,14 +79,22 @@ class DeepSpeedEngine:
         return tensor.tolist()
 
     def save(self, step: int, *, wait: bool) -> None:
-        self._join()
+        self.join()
         snapshot = self.writer.snapshot(self.engine, step, self._averages, self.base)
-        self._saving = threading.Thread(target=self.writer.write, args=(snapshot,))
+        self._snapshot = snapshot
+        words = {"urgent": wait}
+        self._saving = threading.Thread(target=self.writer.write, args=(snapshot,), kwargs=words)
         self._saving.start()
         if wait:
-            self._join()
+            self.join()
 
-    def _join(self) -> None:
+    def _copied(self) -> None:
+        """Waits until the weights may change: a checkpoint may still be copying them."""
+        if self._snapshot:
+            self._snapshot.copied.wait()
+            self._snapshot = None
+
+    def join(self) -> None:
         """Waits for the checkpoint under way; its error is this rank's error."""
         if self._saving:
             self._saving.join()

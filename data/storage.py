@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +18,12 @@ import braceexpand
 import fsspec
 
 from ..errors import StorageError
-from . import fetch
+from . import disk, fetch
 from .explain import explained as explained
 from .explain import is_missing, passing, refused, sentence
 from .reader import Reader
 from .retry import DEFAULT, Passing, insist, memory
-from .upload import Upload
+from .upload import PART, Upload
 from .urls import absolute as absolute
 from .urls import is_local as is_local
 from .urls import join as join
@@ -112,6 +112,24 @@ def writing(url: str) -> Iterator[Any]:
         with suppress(StorageError):  # what went wrong first is what is told
             upload.abort()
         raise
+
+
+def put(url: str, head: bytes, body: Sequence[memoryview]) -> None:
+    """Writes the whole object or none of it, of parts that are too large to be copied.
+
+    On a disk, parts that begin at a page, in memory as in the file, go past the page cache.
+
+    Raises:
+        StorageError: denied, full, unreachable.
+    """
+    with writing(url) as file:
+        file.write(head)
+        for part in body:
+            if is_local(absolute(url)):
+                disk.append(file, part)
+                continue
+            for start in range(0, len(part), PART):
+                file.write(part[start : start + PART])
 
 
 def create(url: str, data: bytes) -> bool:

@@ -139,6 +139,11 @@ def folder(run: str, step: int) -> str:
     return storage.join(run, FOLDER, f"{step:08d}")
 
 
+def manifest(run: str, step: int) -> str:
+    """What makes the checkpoint after `step` steps exist, once it does."""
+    return storage.join(folder(run, step), "manifest.json")
+
+
 def claim(run: str, attempt: int) -> bool:
     """Takes an attempt's number; False if it is taken. Older attempts can publish nothing more."""
     name = uuid.uuid4().hex.encode()  # whose it is, should the request be tried again
@@ -174,7 +179,7 @@ def commit(
     body = {"format": FORMAT, "step": step, "attempt": attempt, "recipe": recipe, "base": base}
     body |= {"extra": dict(extra), "shapes": {name: list(shape) for name, shape in shapes.items()}}
     data = json.dumps(body | {"slices": rows}).encode()
-    url = storage.join(folder(run, step), "manifest.json")
+    url = manifest(run, step)
     made = storage.create(url, data)
     if storage.read(url) != data and (made or open_checkpoint(run, step).recipe != recipe):
         raise CheckpointError(f"{url} is not what attempt {attempt} wrote. Is there a second run?")
@@ -186,13 +191,13 @@ def retain(run: str, keep: int) -> None:
     oldest = complete[-keep:][0] if complete else 0
     stale = [found for found in _steps(run) if found < oldest]
     for step in stale[-_STALE:]:
-        storage.delete(storage.join(folder(run, step), "manifest.json"))  # first: it is the promise
+        storage.delete(manifest(run, step))  # first: it is the promise
         storage.delete(folder(run, step))
 
 
 def steps(run: str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending."""
-    return [s for s in _steps(run) if storage.exists(storage.join(folder(run, s), "manifest.json"))]
+    return [s for s in _steps(run) if storage.exists(manifest(run, s))]
 
 
 def _steps(run: str) -> list[int]:
