@@ -7,8 +7,6 @@ checkpoints deleted. No collective is involved, so a rank that dies here hangs n
 """
 
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +24,6 @@ from ..pretrain.checkpoint import Checkpoint
 from ..pretrain.slices import Piece, Slice
 from . import journal, partition
 from .journal import Journal, Page
-
-_NICE = 10
-"""How far a writer that training does not wait for steps back from a processor that is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +91,16 @@ class Writer:
             ready=torch.cuda.current_stream().record_event() if gpu else None,
         )
 
-    def write(self, snapshot: Snapshot, *, urgent: bool = True) -> None:
+    def write(self, snapshot: Snapshot) -> None:
         """Copies and writes the share; rank 0 commits. Errors are kept for `raise_fault`.
 
-        Args:
-            snapshot: its `copied` is set in any case.
-            urgent: training waits for it; else it yields to training, where threads can.
+        `copied` of the snapshot is set in any case.
         """
         try:
             try:
                 _copy(snapshot)
             finally:
                 snapshot.copied.set()
-            if not urgent and sys.platform == "linux":  # where this is of one thread
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
             self._write(snapshot)
         except Exception as err:
             self.fault = err

@@ -82,8 +82,7 @@ class DeepSpeedEngine:
         self.join()
         snapshot = self.writer.snapshot(self.engine, step, self._averages, self.base)
         self._snapshot = snapshot
-        words = {"urgent": wait}
-        self._saving = threading.Thread(target=self.writer.write, args=(snapshot,), kwargs=words)
+        self._saving = threading.Thread(target=self.writer.write, args=(snapshot,))
         self._saving.start()
         if wait:
             self.join()

@@ -36,6 +36,8 @@ class Host:
         "__main__",
         "diptych.cluster.worker",
         "diptych.cluster.engine",
+        "diptych.cluster.warm",
+        "aiobotocore.session",
         "s3fs",
         # What DeepSpeed imports only as it starts, 1,500 modules in all; a name that a version of
         # it does not have is passed over.

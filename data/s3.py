@@ -6,7 +6,9 @@ own signer, with credentials that it keeps fresh. Nothing secret is in a URL.
 """
 
 import functools
+import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -20,6 +22,24 @@ class Form:
     """URL up to the key."""
     region: str
     service: str
+
+
+@functools.cache
+def descriptions() -> Any:
+    """botocore's loader of what it knows of S3, most of the time that a client takes to be made.
+
+    It holds no connection and no credential, so a process that is forked may use its parent's.
+    """
+    from botocore.exceptions import DataNotFoundError
+    from botocore.loaders import create_loader
+
+    loader = create_loader(os.environ.get("AWS_DATA_PATH"))
+    with suppress(DataNotFoundError):  # of another version; it is then read when it is needed
+        for kind in ("service-2", "paginators-1", "waiters-2", "endpoint-rule-set-1"):
+            loader.load_service_model("s3", kind)
+        for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+            loader.load_data(name)
+    return loader
 
 
 class Signer:
@@ -78,7 +98,9 @@ class Signer:
     def _session(self) -> Any:
         import botocore.session
 
-        return botocore.session.get_session()
+        session = botocore.session.get_session()
+        session.register_component("data_loader", descriptions())
+        return session
 
     @functools.cached_property
     def _credentials(self) -> Any:

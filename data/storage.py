@@ -23,6 +23,7 @@ from .explain import explained as explained
 from .explain import is_missing, passing, refused, sentence
 from .reader import Reader
 from .retry import DEFAULT, Passing, insist, memory
+from .s3 import descriptions
 from .upload import PART, Upload
 from .urls import absolute as absolute
 from .urls import is_local as is_local
@@ -280,8 +281,15 @@ def _fs(url: str) -> Any:
 @functools.cache
 def _filesystem(scheme: str) -> Any:
     # One instance a process: fsspec's own cache is off so that none is inherited by a fork.
-    options = {"use_listings_cache": False} if scheme == "s3" else {}
-    return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
+    if scheme != "s3":
+        return fsspec.filesystem(scheme, skip_instance_cache=True)
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    session.register_component("data_loader", descriptions())
+    return fsspec.filesystem(
+        scheme, skip_instance_cache=True, use_listings_cache=False, session=session
+    )
 
 
 def _remote(url: str, call: Callable[[], T]) -> T:

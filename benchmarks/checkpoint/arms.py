@@ -1,6 +1,7 @@
 """The ways to keep a checkpoint, each of the same DeepSpeed engine on every rank."""
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,6 +27,21 @@ def _nothing() -> None:
     """There is nothing to wait for."""
 
 
+def _flushed(folder: Path, finish: Finish) -> Finish:
+    """Besides, has what is written reach the disk, while training goes on: ours does that, too."""
+
+    def flush() -> None:
+        finish()
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    return thread.join
+
+
 class Arms:
     """One rank's ways to keep the state of an engine in a folder."""
 
@@ -39,7 +55,8 @@ class Arms:
         """Keeps a checkpoint by an arm's name; an arm may be run twice, as `again`."""
         keep = getattr(self, "_" + arm.removesuffix(" again").replace(" ", "_").replace(".", "_"))
         folder.mkdir(parents=True, exist_ok=True)
-        return keep(folder, step)
+        finish: Finish = keep(folder, step)
+        return finish if "ours" in arm or arm.startswith("persist") else _flushed(folder, finish)
 
     def state(self) -> dict[str, Any]:
         """Weights and moments that this rank holds; without ZeRO, all of them."""

@@ -63,7 +63,7 @@ class Rank:
         if steps:
             self._train()
         dist.barrier()
-        began, cpu = time.perf_counter(), time.process_time()
+        began, cpu, stolen = time.perf_counter(), time.process_time(), _stolen()
         finish = self.arms.save(arm, folder, self._step)
         stall = time.perf_counter() - began
         for _ in range(steps):
@@ -72,6 +72,7 @@ class Rank:
         finish()
         dist.barrier()
         row = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+        row |= {"stolen_s": _stolen() - stolen}
         row |= {"stall_s": stall, "tail_s": row["wall_s"] - trained}
         self._step += steps == 0
         return row
@@ -103,3 +104,9 @@ class Rank:
     def _train(self) -> None:
         self.engine.step(self._batches[self._step % len(self._batches)], _LR)
         self._step += 1
+
+
+def _stolen() -> float:
+    """CPU seconds that the hypervisor has kept from this machine; its disks may cost them."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")

@@ -26,15 +26,18 @@ def tell(record: Path, stage: int, facts: dict[str, Any]) -> dict[str, Any]:
     found["control s"] = statistics.median(
         abs(a - b) for a, b in zip(added["none"], added["none again"], strict=True)
     )
-    table = Table("arm", "added s", "stall s", "tail s", "CPU s", "GB", "ours / it", "goal")
+    table = Table(
+        "arm", "added s", "stall s", "tail s", "CPU s", "stolen", "GB", "ours / it", "goal"
+    )
     for arm, values in added.items():
         calm = arm.startswith("none")
         ratio = None if calm else statistics.median(mine) / statistics.median(values)
         times = [ratios.spread(_column(trained, arm, name)) for name in ("stall_s", "tail_s")]
         cpu = ratios.spread(_added(trained, arm, "cpu_s"))
+        stolen = ratios.spread(_added(trained, arm, "stolen_s"))
         size = f"{_column(trained, arm, 'disk_gb')[0]:.2f}"
         shown = "" if ratio is None else f"{ratio:.2f}"
-        cells = [str(cell) for cell in (ratios.spread(values), *times, cpu)]
+        cells = [str(cell) for cell in (ratios.spread(values), *times, cpu, stolen)]
         table.add_row(arm, *cells, size, shown, _goal(arm))
         found[arm] = {"added s": statistics.median(values), "ours / it": ratio}
     console = Console(width=130)
