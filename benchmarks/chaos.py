@@ -1,7 +1,6 @@
 """Kills a random rank at random moments, again and again, and compares with a run left alone.
 
     python benchmarks/chaos.py --kills 10            # make chaos
-    python benchmarks/chaos.py --kills 0 --torchrun 3  # the same ranks under torchrun, for contrast
 
 Prints JSON lines and a table: seconds from each SIGKILL to the next optimiser step, whether losses
 are the same bits, samples lost and repeated.
@@ -13,8 +12,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,7 +29,7 @@ from diptych.cluster.shapes import Shape
 from diptych.cluster.track import Tracker
 from diptych.cluster.train import prepare, run_on
 from diptych.cluster.worker import open_plan
-from diptych.config import plain, to_yaml
+from diptych.config import plain
 from diptych.data import easyvqa, index, storage, tokens
 from diptych.data.make import words
 from diptych.data.pack import pack, scattered
@@ -158,41 +155,12 @@ def chaos(run: Run, runs: str, killer: Killer) -> dict[str, Any]:
     }
 
 
-def torchrun(run: Run, runs: str, kills: int) -> dict[str, Any]:
-    """The same rank code, restarted by torchrun: kill to next step."""
-    place, data = prepare(run, SHAPE, f"{runs}/torchrun")
-    folder = Path(tempfile.mkdtemp(prefix="diptych-torchrun-"))
-    (folder / "run.yaml").write_text(to_yaml(run))
-    command = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node=2"]
-    command += ["--max-restarts=99", "--monitor-interval=0.1", "--master-port=29611"]
-    command += [str(Path(__file__).with_name("torchrun_rank.py")), str(folder), place.url, data]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    waits: list[float] = []
-    attempts = 0
-    while len(waits) < kills:
-        steps = folder / f"steps-{attempts}"
-        while not steps.exists() or len(steps.read_text().splitlines()) < 15:
-            time.sleep(0.05)
-        killed = time.monotonic()
-        os.kill(int((folder / f"pid-{attempts}").read_text()), signal.SIGKILL)
-        attempts += 1
-        steps = folder / f"steps-{attempts}"
-        while not steps.exists() or not steps.read_text():
-            time.sleep(0.02)
-        waits.append(time.monotonic() - killed)
-    process.terminate()
-    process.wait()
-    rounded = [round(wait, 2) for wait in waits]
-    return {"torchrun kill to next step, s": rounded, "median s": statistics.median(rounded)}
-
-
 def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--within", type=float, default=12.0)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--torchrun", type=int, default=0)
     parser.add_argument("--spaced", action="store_true", help="never while the group resumes")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -204,10 +172,6 @@ def main() -> None:
             killer = Killer(asked.kills, asked.within, asked.seed, asked.spaced)
             facts = chaos(run, "s3://chaos/runs", killer)
             print(json.dumps(facts), flush=True)
-        if asked.torchrun:
-            more = torchrun(run, "s3://chaos/runs", asked.torchrun)
-            print(json.dumps(more), flush=True)
-            facts |= {f"torchrun: {name}": value for name, value in more.items()}
     table = Table("what", "found")
     for name, value in facts.items():
         table.add_row(name, str(value))

@@ -141,20 +141,25 @@ def require_offload(shape: Shape) -> None:
 
 def join_group(rank: int, world: int, address: str, port: int, *, gpu: bool) -> None:
     """Makes this process rank `rank` of a process group: NCCL with a GPU, gloo without."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    os.environ["LOCAL_RANK"] = "0"  # a worker sees one GPU, its own
-    if not gpu:
-        # DeepSpeed would compile a shared-memory all-reduce with the user's compiler, for a
-        # minute, on every new machine. gloo is good enough where there is no GPU.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     dist.init_process_group(
         "nccl" if gpu else "gloo",
         init_method=f"tcp://{address}:{port}",
         rank=rank,
         world_size=world,
     )
+    adopt_group(gpu=gpu)
+
+
+def adopt_group(*, gpu: bool) -> None:
+    """Has DeepSpeed use the process group that this process is a member of."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    os.environ["LOCAL_RANK"] = "0"  # a worker sees one GPU, its own
     if gpu:
         torch.cuda.set_device(0)  # Ray shows a worker only its own GPU
+    else:
+        # DeepSpeed would compile a shared-memory all-reduce with the user's compiler, for a
+        # minute, on every new machine. gloo is good enough where there is no GPU.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False
     )

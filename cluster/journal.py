@@ -66,10 +66,22 @@ def put(run: str, step: int, attempt: int, rank: int, page: Page) -> None:
         storage.write(storage.join(run, "metrics", name), text.encode())
 
 
-def metrics(place: RunDir, until: int) -> list[dict[str, Any]]:
-    """The metrics rows of steps up to `until`, which a checkpoint holds."""
+def metrics(
+    place: RunDir, until: int, pages: dict[str, list[dict[str, Any]]] | None = None
+) -> list[dict[str, Any]]:
+    """The metrics rows of steps up to `until`, which a checkpoint holds.
+
+    Args:
+        place: the run.
+        until: the checkpoint's step.
+        pages: those that were read before, by name; those that are read now are added.
+    """
+    pages = {} if pages is None else pages
     names = sorted(storage.children(place.at("metrics")), key=_attempt)
-    rows = [row for name in names for row in place.rows(f"metrics/{name}")]
+    # A page of a later step may be of an attempt that still writes: it is read again.
+    fresh = [name for name in names if name not in pages or int(name.partition("-")[0]) > until]
+    pages |= {name: place.rows(f"metrics/{name}") for name in fresh}
+    rows = [row for name in names for row in pages[name]]
     found = {row["step"]: row for row in rows if row["step"] <= until}
     return [found[step] for step in sorted(found)]
 

@@ -45,6 +45,7 @@ class Tracker:
         self._over, self._lock = threading.Event(), threading.Lock()
         self._stored: dict[int, str] = {}
         """Each log as it is in the run's folder."""
+        self._pages: dict[str, list[dict[str, Any]]] = {}
 
     def __enter__(self) -> "Tracker":
         self._line.start()
@@ -65,7 +66,7 @@ class Tracker:
 
         Rows of later steps, which an earlier attempt may have reported, are void.
         """
-        self.rows = journal.metrics(self.place, start)
+        self.rows = journal.metrics(self.place, start, self._pages)
         self.places = places
         if self._board:
             self._board.close()

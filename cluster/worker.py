@@ -84,12 +84,26 @@ def work(rank: int, job: Job, meet: Place, board: Board, pipe: Connection) -> Ou
 
 
 def _train(listener: Rank, meet: Place) -> int:
-    from .engine import DeepSpeedEngine, join_group  # imports deepspeed; the template has it
+    from .engine import join_group  # imports deepspeed; the template has it
+
+    shape = parse(Shape, listener.job.shape, source="shape")
+    gpu = shape.gpus_per_worker > 0
+    join_group(listener.rank, shape.workers, meet.address, meet.port, gpu=gpu)
+    return learn(listener, shape, meet.host)
+
+
+def learn(listener: Rank, shape: Shape, host: str) -> int:
+    """Trains as a member of a process group that there is; returns the steps done.
+
+    Args:
+        listener: which rank, of which run.
+        shape: its `workers` are those of this group.
+        host: of rank 0, for the log.
+    """
+    from .engine import DeepSpeedEngine
 
     rank, job, run = listener.rank, listener.job, listener.run
-    shape = parse(Shape, job.shape, source="shape")
     torch.set_num_threads(shape.cpus_per_worker)
-    join_group(rank, shape.workers, meet.address, meet.port, gpu=shape.gpus_per_worker > 0)
     place = RunDir(job.url)
     text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
     plan = open_plan(run, job.data)
@@ -114,7 +128,7 @@ def _train(listener: Rank, meet: Place) -> int:
     engine = DeepSpeedEngine(fresh_task(run, text), run, shape, writer)
     if checkpoint:
         engine.restore(checkpoint)
-    where = f"{meet.host}, world {shape.workers}"
+    where = f"{host}, world {shape.workers}"
     listener.say(f"attempt {job.attempt}: from step {job.start} on {where}")
     loader = Loader(
         plan,
