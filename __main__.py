@@ -17,7 +17,7 @@ from . import __version__
 from .cluster import node_verbs, plan_verb, run_verbs
 from .cluster.look import caption, retrieve, search
 from .cluster.options import RunArg, Runs, WeightsOpt
-from .cluster.verbs import data_precompute
+from .cluster.verbs import data_precompute, sample
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
@@ -38,6 +38,7 @@ for verb in (run_verbs.jobs, run_verbs.logs, run_verbs.stop):
     app.command()(verb)
 for verb in (node_verbs.up, node_verbs.join, node_verbs.down):
     app.command()(verb)
+app.command("sample")(sample)
 console = Console(stderr=False)
 
 
@@ -112,17 +113,6 @@ def evaluate(
         json_,
         title=f"{found.place.name}",
     )
-
-
-@app.command()
-def sample(run: RunArg) -> None:
-    """Draw images from a diffusion run. Not built yet.
-
-    Examples:
-
-        diptych sample my-diffusion-run
-    """
-    _not_built(f"sampling from {run}", "pretrain/diffusion/samplers.py draws from a trained task")
 
 
 @app.command()

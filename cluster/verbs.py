@@ -1,7 +1,8 @@
-"""Verbs of `diptych data` that need machines; `__main__` puts them beside the others."""
+"""Verbs that `__main__` puts beside the others: filling caches, drawing images."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,3 +73,68 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise RecipeError(f"--size {text!r} is not a size in pixels. Write --size 64 or 96x64.")
     return int(width), int(height)
+
+
+def sample(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's URL, or its name below --runs.")
+    ],
+    prompt: Annotated[list[str], typer.Option(help="What to draw; several are drawn together.")],
+    runs: Annotated[str, typer.Option(envvar="DIPTYCH_RUNS", help="Folder of runs.")] = "runs",
+    out: Annotated[Path | None, typer.Option(help="A folder; samples/RUN by default.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 50,
+    guidance_scale: Annotated[
+        float, typer.Option(min=0, help="1 is none; the lecture's w is this minus 1.")
+    ] = 5.0,
+    negative: Annotated[str, typer.Option(help="What to be led away from.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
+    size: Annotated[
+        str | None, typer.Option(help="WxH in pixels; by default as it was trained.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, ddpm, euler, heun, or a scheduler of diffusers.")
+    ] = None,
+    eta: Annotated[float, typer.Option(min=0, help="Of DDIM: 1 draws as DDPM does.")] = 0.0,
+    spacing: Annotated[
+        Literal["leading", "trailing", "linspace"] | None, typer.Option(help="Of the timesteps.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Dynamic thresholding of pixels: 0.995.")
+    ] = None,
+    weights: Annotated[
+        Literal["ema", "raw"] | None,
+        typer.Option(help="Moving average, or last weights; the average where there is one."),
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; the newest.")] = None,
+    json_: Json = False,
+) -> None:
+    """Draw images from a diffusion run: PNG files and a grid, a row for each prompt.
+
+    The size may be another than in training: such networks are convolutional.
+
+    Examples:
+
+        diptych sample t2i_tiny20 --prompt "a school bus" --prompt "a goldfish" --n 8
+
+        diptych sample s3://b/runs/ldm --prompt "a mountain" --size 512x256 --steps 20 --sampler DPMSolverMultistepScheduler
+    """  # noqa: E501
+    from ..config import parse
+    from ..finetune.sample import grid, painter, write, write_png
+    from ..pretrain.diffusion.generate import looks
+    from ..pretrain.diffusion.sampling import Sampling
+    from .jobs import find
+
+    values = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler, "eta": eta}
+    values |= {"seed": seed, "negative": negative, "spacing": spacing, "threshold": threshold}
+    values |= {"size": _size(size) if size else None}
+    how = parse(Sampling, values, source="sample")
+    found = painter(find(run, runs), weights=weights, step=step)
+    prompts = [text for text in prompt for _ in range(n)]
+    with bar("sample", looks(how, len(prompts))) as told:
+        images = found.draw(prompts, how, told=told)
+    folder = out or Path("samples") / found.place.name
+    paths = write(images, folder)
+    write_png(grid(images, columns=n if len(prompt) > 1 else None), paths[-1])
+    facts = {"images": len(images), "step": found.step, "weights": found.weights}
+    show({**facts, "grid": str(paths[-1])}, json_, title=str(folder))

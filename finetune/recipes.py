@@ -40,6 +40,8 @@ def vqa_easy() -> Run:
 
 
 RECIPES: dict[str, Callable[[], Run]] = {
+    "ldm_tiny": pretraining.ldm_tiny,
+    "t2i_tiny20": pretraining.t2i_tiny20,
     "vlp_easy": pretraining.vlp_easy,
     "vqa_easy": vqa_easy,
 }

@@ -108,17 +108,21 @@ class Checkpoint:
 def base_digest(module: nn.Module) -> str | None:
     """16 hex digits of SHA-256 over the frozen parameters of a module; None if none is frozen.
 
-    Of a task with adapters, that of its model as it was before it had them.
+    So are the parts beside a task that its `frozen` names, such as a first stage. Of a task with
+    adapters, that of its model as it was before it had them.
     """
     if (known := getattr(module, "base", None)) is not None:
         return known
     frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+    beside: Mapping[str, Any] = getattr(module, "frozen", {})
     hasher = hashlib.sha256()
+    for name, part in sorted(beside.items()):
+        hasher.update(f"{name} {part.digest()}".encode())
     for name, param in frozen:
         data = param.detach().cpu().contiguous()
         hasher.update(f"{name} {tuple(data.shape)} {data.dtype}".encode())
         hasher.update(form.raw(data))
-    return hasher.hexdigest()[:16] if frozen else None
+    return hasher.hexdigest()[:16] if frozen or beside else None
 
 
 def require_base(checkpoint: Checkpoint, base: str | None) -> None:

@@ -7,6 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Part
+from .first_stage import FirstStage
+from .frozen import Frozen
 from .objective import Denoised, Seen, Sizes, Words
 
 
@@ -24,6 +26,21 @@ class Model(Part):
     def any_size(self) -> bool:
         """Whether images may be of other sizes than a square of `image_size`."""
         return False
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that width and height of an image must be a multiple of, where any size does."""
+        return 1
+
+    @property
+    def stage(self) -> FirstStage | None:
+        """What makes latents of the images before anything else sees them; None for pixels."""
+        return None
+
+    @property
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Its parts with weights of their own that are never trained, by name."""
+        return {}
 
     @property
     def needs(self) -> frozenset[str]:

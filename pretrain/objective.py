@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..config import Part
 from ..data.batch import Batch
+from ..errors import RecipeError
+from .diffusion.sampling import Ask, Normals, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,20 @@ class Objective(Part):
     def logits(self, head: Any, seen: Seen) -> Tensor | None:
         """What the head says of rows with nothing hidden, (B, C); None where that means nothing."""
         return None
+
+    def sample(self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals) -> Tensor:
+        """What its model makes of noise; for objectives that noise.
+
+        Args:
+            ask: the network, guided already.
+            x_T: normal numbers, (B, ...).
+            how: steps and the rest.
+            normal: (name of a step) -> more normal numbers of the shape of x_T.
+
+        Raises:
+            RecipeError: it does not sample so.
+        """
+        raise RecipeError(f"objective {self.kind!r} draws no images; name a ddpm or flow run.")
 
     def score(self, head: Any, seen: Any) -> Score:
         """Loss and hits of each row; `seen` is of the type that it reads."""

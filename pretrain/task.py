@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..errors import RecipeError
+from .first_stage import Held
 from .model import Model
 from .objective import Objective, Score, View, Words
 
@@ -49,6 +50,9 @@ class Task(nn.Module):
         self.spec, self.objectives, self.words = model, tuple(objectives), words
         self.sizes = model.sizes(words)
         self.model = model.build(words)
+        self.frozen = model.frozen
+        self.stage = Held(model.stage) if model.stage else None
+        """No submodule: no engine and no checkpoint has it."""
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
         self.base: str | None = None
         """Digest of the weights that adapters stand on; None where there are no adapters."""
@@ -74,14 +78,23 @@ class Task(nn.Module):
         self.model.recompute = True
 
     def look(self, batch: Batch) -> View:
-        """The whole batch, nothing hidden."""
-        device = self.model.words.weight.device
-        batch = batch.to(device)
-        shape = (batch.rows, self.sizes.regions)
+        """The whole batch, nothing hidden; its images as latents where there is a first stage."""
+        batch = batch.to(self.model.words.weight.device)
+        dtype = self.model.words.weight.dtype
+        if self.stage is None:
+            return self.view(batch, batch.image_BCHW.to(dtype) / 127.5 - 1.0)
+        with torch.no_grad():
+            image_BCHW = batch.image_BCHW.float() / 127.5 - 1.0
+            latent_BCHW = self.stage.on(image_BCHW.device).encode(image_BCHW, batch.draws_B)
+        return self.view(batch, latent_BCHW.to(dtype))
+
+    def view(self, batch: Batch, image_BCHW: Tensor) -> View:
+        """A batch on the task's device with what the model is to see as its images."""
+        shape, device = (batch.rows, self.sizes.regions), image_BCHW.device
         features_BNF, boxes_BN4 = self.spec.look(batch.arrays) or (None, None)
         return View(
             batch=batch,
-            image_BCHW=batch.image_BCHW.to(self.model.words.weight.dtype) / 127.5 - 1.0,
+            image_BCHW=image_BCHW,
             tokens_BL=batch.tokens_BL,
             real_BL=batch.real_BL,
             hidden_BN=torch.zeros(shape, dtype=torch.bool, device=device),

@@ -128,12 +128,6 @@ def test_no_space_for_shards(small_disk: Path, tmp_path: Path) -> None:
     refused(diptych("data", "pack", str(pictures), str(small_disk / "set")), "no space left")
 
 
-def test_what_is_not_built_says_so() -> None:
-    done = diptych("sample", "a")
-    assert done.returncode == 3
-    assert "not built yet" in done.stderr
-
-
 def test_plan_tells_and_starts_nothing(recipe: Callable[..., str]) -> None:
     facts = json.loads(diptych("plan", recipe("a"), "--json").stdout)
     assert facts["samples"] == 600

@@ -273,7 +273,7 @@ def test_padding_and_unreal_tokens_change_nothing(model: str, rows: Rows, text: 
         (["objectives.ddpm.schedule.zero_terminal_snr=true"], "set predict=v"),
         (["objectives=[{kind: ddpm}, {kind: flow}]"], "name one"),
         (["objectives=[{kind: mlm}]"], "reads Seen; model 'dit' gives Denoised"),
-        (["model.patch=3"], "image_size 16 is not a multiple of patch 3"),
+        (["model.patch=3"], "image_size 16 is not a multiple of 3"),
         (["model.width=33"], "multiple of heads"),
     ],
 )

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from diptych import __version__
 from diptych.__main__ import app, main
+from diptych.finetune.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +121,7 @@ def test_an_unknown_recipe(
     words = [verb, "vlp_eazy", *(["--cluster", "local"] if verb == "submit" else [])]
     assert said(capfd, monkeypatch, *words) == (
         "error: recipe (or a .yaml file): unknown 'vlp_eazy'. Did you mean 'vlp_easy'? "
-        "There are: vlp_easy, vqa_easy."
+        f"There are: {', '.join(RECIPES)}."
     )
 
 

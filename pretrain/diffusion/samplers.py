@@ -211,11 +211,7 @@ def scheduler(name: str, schedule: Schedule, predict: Predict, **options: Any) -
     Raises:
         RecipeError: diffusers has no such scheduler, or not with these options.
     """
-    import diffusers  # for seconds
-
-    named = {n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")}
-    if name not in named:
-        raise unknown(name, sorted(named), "scheduler of diffusers")
+    made = _scheduler_class(name)
     predictions = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
     alphas_bar_T = schedule.alphas_bar()
     ratios_T = torch.cat([alphas_bar_T[:1], alphas_bar_T[1:] / alphas_bar_T[:-1]])
@@ -227,28 +223,79 @@ def scheduler(name: str, schedule: Schedule, predict: Predict, **options: Any) -
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,  # again changes nothing
         **options,
     }
-    made: Any = getattr(diffusers, name)
     if not _takes(made, "trained_betas"):
         raise RecipeError(
             f"diffusers' {name} takes no noise schedule. Name another, such as DDIM's."
         )
+    return _made(made, settings, name)
+
+
+def flow_scheduler(name: str, shift: float = 1.0, **options: Any) -> Any:
+    """A scheduler of diffusers for rectified flows, by its class name.
+
+    Raises:
+        RecipeError: diffusers has no such scheduler, or it knows no flows.
+    """
+    made = _scheduler_class(name)
+    if name.startswith("FlowMatch"):
+        settings = {"shift": shift}
+    elif _takes(made, "use_flow_sigmas"):
+        settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        settings |= {"flow_shift": shift} if _takes(made, "flow_shift") else {}
+    else:
+        raise RecipeError(
+            f"diffusers' {name} knows no rectified flows. Name FlowMatchEulerDiscreteScheduler "
+            "or FlowMatchHeunDiscreteScheduler."
+        )
+    return _made(made, {"num_train_timesteps": 1000, **settings, **options}, name)
+
+
+def run_scheduler(
+    made: Any,
+    model: Model,
+    x_T: Tensor,
+    steps: int,
+    *,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    eta: float | None = None,
+) -> Tensor:
+    """Samples with a scheduler of diffusers; x_T has unit variance and is scaled as it wants.
+
+    `generator` may be one for each row; `eta` is for schedulers that have one.
+
+    Raises:
+        RecipeError: it takes no `eta` above 0, or not as few or as many steps.
+    """
+    try:
+        made.set_timesteps(steps, device=x_T.device)
+    except (ValueError, IndexError) as err:
+        raise RecipeError(f"{type(made).__name__} with {steps} steps: {err}") from err
+    x = x_T * getattr(made, "init_noise_sigma", 1.0)
+    options: dict[str, Any] = {"generator": generator} if _takes(made.step, "generator") else {}
+    if eta:
+        if not _takes(made.step, "eta"):
+            raise RecipeError(f"{type(made).__name__} has no eta; leave --eta at 0.")
+        options["eta"] = eta
+    for t in made.timesteps:
+        seen = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
+        x = made.step(model(seen, t.expand(len(x))), t, x, **options).prev_sample
+    return x
+
+
+def _scheduler_class(name: str) -> Any:
+    import diffusers  # for seconds
+
+    named = {n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")}
+    if name not in named:
+        raise unknown(name, sorted(named), "scheduler of diffusers")
+    return getattr(diffusers, name)
+
+
+def _made(made: Any, settings: dict[str, Any], name: str) -> Any:
     try:
         return made.from_config(settings)
     except (TypeError, ValueError, NotImplementedError) as err:
         raise RecipeError(f"diffusers' {name} cannot be made: {err}") from err
-
-
-def run_scheduler(
-    made: Any, model: Model, x_T: Tensor, steps: int, *, generator: torch.Generator | None = None
-) -> Tensor:
-    """Samples with a scheduler of diffusers; x_T has unit variance and is scaled as it wants."""
-    made.set_timesteps(steps, device=x_T.device)
-    x = x_T * made.init_noise_sigma
-    draws = {"generator": generator} if _takes(made.step, "generator") else {}
-    for t in made.timesteps:
-        said = model(made.scale_model_input(x, t), t.expand(len(x)))
-        x = made.step(said, t, x, **draws).prev_sample
-    return x
 
 
 def _takes(function: Any, name: str) -> bool:

@@ -11,7 +11,8 @@ from pydantic import field_validator
 from torch import Tensor
 
 from ...data.cache import Side
-from ..encoder import Apply, Encoder, Rows, require_loaded, whole
+from ..encoder import Apply, Encoder, Rows
+from ..frozen import require_loaded, whole
 
 
 class Autoencoder(Encoder):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...data.cache import Side
 from ...errors import RecipeError
-from ..encoder import Apply, Encoder, Rows, require_loaded, whole
+from ..encoder import Apply, Encoder, Rows
+from ..frozen import require_loaded, whole
 
 
 class Grid(Encoder):

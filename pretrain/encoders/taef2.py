@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...data.cache import Side
-from ..encoder import Apply, Encoder, Rows, whole
+from ..encoder import Apply, Encoder, Rows
+from ..frozen import whole
 
-_WIDTH = 64
-_LATENT = 32
+WIDTH = 64
+LATENT = 32
 
 
 class Taef2(Encoder):
@@ -48,11 +49,11 @@ def layers() -> nn.Sequential:
     """The encoder, on images in [0, 1]; the names of its parameters are those of the weights."""
 
     def stage(deep: bool) -> list[nn.Module]:
-        down = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1, bias=False)
+        down = nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1, bias=False)
         return [down, *(Block(deep) for _ in range(3))]
 
-    first = [nn.Conv2d(3, _WIDTH, 3, padding=1), Block(False)]
-    last = nn.Conv2d(_WIDTH, _LATENT, 3, padding=1)
+    first = [nn.Conv2d(3, WIDTH, 3, padding=1), Block(False)]
+    last = nn.Conv2d(WIDTH, LATENT, 3, padding=1)
     return nn.Sequential(*first, *stage(False), *stage(False), *stage(True), last)
 
 
@@ -61,15 +62,15 @@ class Block(nn.Module):
 
     def __init__(self, deep: bool) -> None:
         super().__init__()
-        convs = [nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in range(3)]
+        convs = [nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
-        inner = 4 * _WIDTH
+        inner = 4 * WIDTH
         self.pool = (
             nn.Sequential(
-                nn.Conv2d(_WIDTH, inner, 1, bias=False),
+                nn.Conv2d(WIDTH, inner, 1, bias=False),
                 nn.GroupNorm(4, inner),
                 nn.ReLU(),
-                nn.Conv2d(inner, _WIDTH, 1, bias=False),
+                nn.Conv2d(inner, WIDTH, 1, bias=False),
             )
             if deep
             else None

@@ -1,6 +1,6 @@
 """A diffusion transformer (Peebles and Xie 2023) with cross-attention to text (PixArt, 2023).
 
-B rows, C channels, H x W pixels, P patches, L tokens, D width.
+B rows, C channels, H x W cells of a latent (or pixels), P patches, L tokens, D width.
 """
 
 from typing import ClassVar
@@ -10,39 +10,32 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..denoiser import Denoiser
 from ..diffusion.context import Attention, TextContext, waves
-from ..model import Model
-from ..objective import Denoised, Sizes, View, Words
+from ..objective import Denoised, View, Words
 
 
-class Dit(Model):
+class Dit(Denoiser):
     """Patches through blocks that time steers (adaLN-zero) and that attend to the text."""
 
     kind: ClassVar[str] = "dit"
-    gives: ClassVar[type] = Denoised
     patch: int = Field(default=2, ge=1)
-    """Pixels a side of a patch."""
-    width: int = Field(default=128, ge=8)
+    """Cells a side of a patch."""
     depth: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
-    text_depth: int = Field(default=1, ge=0)
-    """Blocks of the text encoder, which is trained too."""
+
+    @property
+    def cell(self) -> int:
+        return self.patch
 
     @model_validator(mode="after")
     def _fits(self) -> "Dit":
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads} and of 4")
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
-            )
         return self
 
     def build(self, words: Words) -> "DiffusionTransformer":
         return DiffusionTransformer(self, words.size)
-
-    def sizes(self, words: Words) -> Sizes:
-        return Sizes(width=self.width, vocabulary=words.size)
 
 
 class DiffusionTransformer(nn.Module):
@@ -51,14 +44,15 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, spec: Dit, vocabulary: int) -> None:
         super().__init__()
         width, self.patch = spec.width, spec.patch
+        values = spec.first_stage.channels * spec.patch**2
         self.words = nn.Embedding(vocabulary, width)
         self.context = TextContext(width, spec.tokens, spec.text_depth, spec.heads)
-        self.enter = nn.Linear(3 * spec.patch**2, width)
+        self.enter = nn.Linear(values, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.steer = nn.Linear(width, 2 * width)
-        self.leave = nn.Linear(width, 3 * spec.patch**2)
+        self.leave = nn.Linear(width, values)
         nn.init.normal_(self.words.weight, std=0.02)
         for layer in (self.steer, self.leave):  # says 0 at first
             nn.init.zeros_(layer.weight)

@@ -1,6 +1,6 @@
-"""diffusers' UNet2DConditionModel, the denoiser of latent diffusion, here on pixels.
+"""diffusers' UNet2DConditionModel, the denoiser of latent diffusion.
 
-B rows, C channels, H x W pixels, L tokens, D width.
+B rows, C channels, H x W cells of a latent (or pixels), L tokens, D width.
 """
 
 from typing import Any, ClassVar
@@ -9,16 +9,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from ..denoiser import Denoiser
 from ..diffusion.context import TextContext
-from ..model import Model
-from ..objective import Denoised, Sizes, View, Words
+from ..objective import Denoised, View, Words
+
+_DOWN = {True: "CrossAttnDownBlock2D", False: "DownBlock2D"}
+_UP = {True: "CrossAttnUpBlock2D", False: "UpBlock2D"}
 
 
-class Unet(Model):
-    """Residual blocks at falling sizes, all but the first with attention to themselves and text."""
+class Unet(Denoiser):
+    """Residual blocks at falling sizes, with attention to themselves and to the text."""
 
     kind: ClassVar[str] = "unet"
-    gives: ClassVar[type] = Denoised
     channels: tuple[int, ...] = Field(default=(64, 128), min_length=2)
     """Of each level; each next level has half the height and width."""
     layers: int = Field(default=1, ge=1)
@@ -26,16 +28,22 @@ class Unet(Model):
     heads: int = Field(default=4, ge=1)
     groups: int = Field(default=16, ge=1)
     """Of group norm; must divide all channels."""
-    width: int = Field(default=128, ge=8)
-    """Of the text states."""
-    text_depth: int = Field(default=1, ge=0)
-    """Blocks of the text encoder, which is trained too."""
+    attends: tuple[bool, ...] | None = None
+    """Which levels attend; by default all but the first. Stable Diffusion: all but the last."""
+
+    @property
+    def cell(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def levels(self) -> tuple[bool, ...]:
+        """Whether each level attends."""
+        return self.attends or (False, *(True,) * (len(self.channels) - 1))
 
     @model_validator(mode="after")
     def _fits(self) -> "Unet":
-        halved = 2 ** (len(self.channels) - 1)
-        if self.image_size % halved:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of {halved}")
+        if len(self.levels) != len(self.channels):
+            raise ValueError(f"attends {self.levels} is not one for each of {self.channels}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         odd = [n for n in self.channels if n % self.groups or n % self.heads]
@@ -49,9 +57,6 @@ class Unet(Model):
     def build(self, words: Words) -> "ConditionalUnet":
         return ConditionalUnet(self, words.size)
 
-    def sizes(self, words: Words) -> Sizes:
-        return Sizes(width=self.width, vocabulary=words.size)
-
 
 class ConditionalUnet(nn.Module):
     """view -> Denoised. Images of any size that can be halved at every level."""
@@ -62,14 +67,15 @@ class ConditionalUnet(nn.Module):
         super().__init__()
         self.words = nn.Embedding(vocabulary, spec.width)
         self.context = TextContext(spec.width, spec.tokens, spec.text_depth, spec.heads)
-        deeper = len(spec.channels) - 1
+        down = [_DOWN[attends] for attends in spec.levels]
+        up = [_UP[attends] for attends in reversed(spec.levels)]
         made: Any = UNet2DConditionModel(
-            in_channels=3,
-            out_channels=3,
+            in_channels=spec.first_stage.channels,
+            out_channels=spec.first_stage.channels,
             block_out_channels=spec.channels,
             layers_per_block=spec.layers,
-            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * deeper),
-            up_block_types=(*("CrossAttnUpBlock2D",) * deeper, "UpBlock2D"),
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
             cross_attention_dim=spec.width,
             attention_head_dim=spec.heads,  # diffusers means the number of heads
             norm_num_groups=spec.groups,

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from ...data.draws import normal, uniform
 from ..diffusion.rows import draw_noise, drop_text, score_denoised
+from ..diffusion.sampling import Ask, Normals, Sampling, draw_ddpm
 from ..diffusion.schedules import Schedule, snr
 from ..diffusion.targets import Predict, add_noise, perturbed, target
 from ..diffusion.weights import WEIGHTS, Weighting
@@ -63,6 +65,9 @@ class DenoisingDiffusion(Objective):
             time_B=t_B * (1000 / steps),
             targets={**view.targets, **found},
         )
+
+    def sample(self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals) -> Tensor:
+        return draw_ddpm(ask, x_T, how, normal, self.schedule, self.predict)
 
     def score(self, head: Any, seen: Denoised) -> Score:
         return score_denoised(

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from ...data.draws import uniform
 from ..diffusion.rows import draw_noise, drop_text, score_denoised
+from ..diffusion.sampling import Ask, Normals, Sampling, draw_flow
 from ..diffusion.targets import Density, add_flow, flow_target, flow_times
 from ..objective import Denoised, Objective, Score, View, Words
 
@@ -51,6 +53,9 @@ class RectifiedFlow(Objective):
             time_B=s_B * 1000,
             targets={**view.targets, self.kind: flow_target(view.image_BCHW, noise)},
         )
+
+    def sample(self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals) -> Tensor:
+        return draw_flow(ask, x_T, how, normal, self.shift)
 
     def score(self, head: Any, seen: Denoised) -> Score:
         return score_denoised(seen, seen.view.targets[self.kind])

@@ -1,0 +1,95 @@
+"""Images from a finished run: opened without test data, drawn, written as PNG files and a grid."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import tokens
+from ..data.tokens import Text
+from ..pretrain.checkpoint import open_checkpoint
+from ..pretrain.diffusion.generate import generate
+from ..pretrain.diffusion.sampling import Sampling
+from ..pretrain.run import Run
+from ..pretrain.rundir import RunDir
+from ..pretrain.task import Task
+from .parts import KINDS
+from .start import Weights, kept, trained_task
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A run's task with the weights of a checkpoint, in evaluation mode."""
+
+    place: RunDir
+    run: Run
+    text: Text
+    task: Task
+    step: int
+    weights: Weights
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        how: Sampling | None = None,
+        *,
+        first: int = 0,
+        told: Callable[[int], None] = lambda looks: None,
+    ) -> Tensor:
+        """uint8 images (B, H, W, 3); see `generate`."""
+        return generate(self.task, self.text, prompts, how, first=first, told=told)
+
+
+def painter(place: RunDir, *, weights: Weights | None = None, step: int | None = None) -> Painter:
+    """Opens a run to draw from; its newest checkpoint, unless a step is named.
+
+    Raises:
+        RunError: it is no run.
+        CheckpointError: nothing was kept yet, or not at that step, or no average.
+    """
+    run = place.recipe(KINDS)
+    text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
+    checkpoint = open_checkpoint(place.url, step)
+    task = trained_task(run, text, checkpoint, weights)
+    if torch.cuda.is_available():
+        task = task.cuda()
+    return Painter(place, run, text, task, checkpoint.step, kept(checkpoint, weights))
+
+
+def grid(images_BHWC: Tensor, columns: int | None = None, border: int = 2) -> Tensor:
+    """One image (H, W, 3) of many, row by row, black between them as torchvision's."""
+    count, height, width, _ = images_BHWC.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    shape = (rows * (height + border) + border, columns * (width + border) + border, 3)
+    sheet = torch.zeros(shape, dtype=torch.uint8)
+    for number, image_HWC in enumerate(images_BHWC):
+        row, column = divmod(number, columns)
+        top, left = border + row * (height + border), border + column * (width + border)
+        sheet[top : top + height, left : left + width] = image_HWC
+    return sheet
+
+
+def write_png(image_HWC: Tensor, path: Path) -> None:
+    """Writes one image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_HWC.numpy()).save(path)
+
+
+def write(images_BHWC: Tensor, out: Path, first: int = 0) -> list[Path]:
+    """Writes `00000.png`, ... and `grid.png` into a folder; returns the paths, the grid last."""
+    paths = [out / f"{first + number:05d}.png" for number in range(len(images_BHWC))]
+    for image_HWC, path in zip(images_BHWC, paths, strict=True):
+        write_png(image_HWC, path)
+    write_png(grid(images_BHWC), out / "grid.png")
+    return [*paths, out / "grid.png"]
+
+
+def named(prompt: str) -> str:
+    """A prompt as a file's name: letters, digits and dashes, 60 at most."""
+    return re.sub(r"[^\w]+", "-", prompt).strip("-")[:60] or "no-prompt"

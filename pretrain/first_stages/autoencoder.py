@@ -1,0 +1,76 @@
+"""A KL autoencoder (Rombach et al., CVPR 2022) from a diffusers folder, such as a `vae/`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from ...errors import RecipeError
+from .. import encoders
+from ..first_stage import FirstStage, Moments, Stage
+from ..frozen import require_loaded, whole
+
+
+class Autoencoder(FirstStage):
+    """diffusers' `AutoencoderKL`; latents are drawn from mean and log-variance."""
+
+    kind: ClassVar[str] = "autoencoder"
+    weights: str
+    """A folder that diffusers' `AutoencoderKL.save_pretrained` wrote."""
+    latent_channels: int = Field(default=4, ge=1)
+    downsampling: int = Field(default=8, ge=1)
+    """Pixels a side of a latent's cell: 2 for each level after the first."""
+
+    _whole = field_validator("weights")(whole)
+
+    @property
+    def places(self) -> dict[str, str]:
+        return {"weights": self.weights}
+
+    @property
+    def channels(self) -> int:
+        return self.latent_channels
+
+    @property
+    def factor(self) -> int:
+        return self.downsampling
+
+    @property
+    def encoder(self) -> encoders.Autoencoder:
+        return encoders.Autoencoder(weights=self.weights)
+
+    def build(self, folders: Mapping[str, Path]) -> Stage:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # for seconds
+
+        loaded: Any = AutoencoderKL.from_pretrained(
+            str(folders["weights"]),
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+        model, told = loaded
+        require_loaded(told["missing_keys"])
+        found = model.config
+        shape = (found.latent_channels, 2 ** (len(found.block_out_channels) - 1))
+        if shape != (self.channels, self.factor):
+            raise RecipeError(
+                f"{self.weights} has {shape[0]} latent channels at 1/{shape[1]}; the recipe says "
+                f"{self.channels} at 1/{self.factor}. Set latent_channels={shape[0]} and "
+                f"downsampling={shape[1]}."
+            )
+        model = model.float()
+
+        def moments(image_BCHW: Tensor) -> Moments:
+            said = model.encode(image_BCHW).latent_dist
+            return Moments(said.mean, said.logvar)
+
+        return Stage(
+            (model,),
+            moments,
+            lambda latent: model.decode(latent).sample,
+            self.scale or found.scaling_factor or 1.0,
+            found.get("shift_factor") or 0.0,
+        )
