@@ -55,7 +55,8 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     torch.manual_seed(0)
-    made: Any = AutoencoderKL(
+    kind: Any = AutoencoderKL
+    made = kind(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -232,7 +233,8 @@ def test_vq_latents_are_those_before_the_codebook(tmp_path: Path, rows: Rows) ->
     from diffusers.models.autoencoders.vq_model import VQModel
 
     torch.manual_seed(0)
-    made: Any = VQModel(
+    kind: Any = VQModel
+    made = kind(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3, norm_num_groups=4,
         num_vq_embeddings=16,
