@@ -36,6 +36,7 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
     """
     shape.sizes(run)
     plan = open_plan(run)
+    run.joined(plan)
     text = (
         storage.read(run.data.tokenizer)
         if run.data.tokenizer.endswith(".json")
@@ -55,6 +56,7 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
         {
             "data": plan.data,
             "plan": plan.digest,
+            "frozen": {name: part.digest() for name, part in run.model.frozen.items()},
             "samples": plan.samples,
             "buckets": plan.table(),
             "diptych": __version__,

@@ -141,6 +141,7 @@ def learn(listener: Rank, shape: Shape, host: str) -> int:
         threads=max(2, shape.cpus_per_worker),
         pin=shape.gpus_per_worker > 0,
         holes=holes,
+        joined=run.joined(plan),
     )
     return train(engine, loader, run, listener)
 

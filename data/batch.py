@@ -34,7 +34,8 @@ class Batch:
     nothing. None where there are none."""
     arrays: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What the recipe asked for of the sample's .npy members, (B, N, F) float32 by name, filled up
-    with zeros to N."""
+    with zeros to N; and of caches that were joined, `latent` (B, C, h, w) and the like: see
+    `join.stacked`."""
     hints: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Pictures beside the picture, (B, C, H, W) uint8 by name, cut and flipped like it; zeros for
     rows that were left out."""

@@ -38,6 +38,7 @@ class Blocks:
         pool: threads that fetch.
         limit: bytes of blocks to hold or to be fetching; what the next step needs comes always.
         stop: set by another thread to end the waiting for a server that fails.
+        beside: of other shards with rows for the same samples, wanted and dropped with these.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Blocks:
         pool: ThreadPoolExecutor,
         limit: int = 256 << 20,
         stop: threading.Event | None = None,
+        beside: Sequence["Blocks"] = (),
     ) -> None:
+        self.beside = tuple(beside)
         self.plan, self.pool, self.limit, self.stop = plan, pool, limit, stop
         self.lines = [LineCache(source.manifest) for source in plan.sources]
         self._blocks: dict[Place, Future[tuple[int, memoryview]]] = {}
@@ -60,7 +63,7 @@ class Blocks:
     @property
     def full(self) -> bool:
         """Whether more blocks would pass the limit."""
-        return self.held >= self.limit
+        return self.held >= self.limit or any(blocks.full for blocks in self.beside)
 
     @property
     def held(self) -> int:
@@ -69,6 +72,8 @@ class Blocks:
 
     def want(self, refs: Sequence[Ref], *, hurry: bool = False) -> None:
         """Starts reading what is not here yet; in a hurry, large blocks are left for later."""
+        for blocks in self.beside:
+            blocks.want(refs, hurry=hurry)
         for ref in refs:
             self._enter(ref.source, ref.epoch, ref.window)
         missing = {ref[:4] for ref in refs if ref[:4] not in self._blocks}
@@ -105,6 +110,8 @@ class Blocks:
 
     def forget(self, refs: Sequence[Ref]) -> None:
         """Drops the blocks of windows that no step after the one with `refs` will ask for."""
+        for blocks in self.beside:
+            blocks.forget(refs)
         for source in {ref.source for ref in refs}:
             oldest = min(ref[1:3] for ref in refs if ref.source == source)
             oldest = max(oldest, self._newest[source][0]) if self.plan.tables else oldest

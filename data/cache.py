@@ -147,8 +147,13 @@ class Cache:
                 self._places[shard] = Places(open_lines(self.manifest, self._shards[shard]))
             return self._places[shard]
 
+    @property
+    def command(self) -> str:
+        """What makes it, or completes it."""
+        return command(self.note.source, self.spec, self.url)
+
     def _again(self) -> str:
-        return f"Complete it: {command(self.note.source, self.spec, self.url)}"
+        return f"Complete it: {self.command}"
 
 
 class Places:

@@ -7,7 +7,7 @@ batches.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from . import draws
 from .batch import Batch
 from .blocks import Blocks, Raw
 from .crew import crew
-from .decode import sample
+from .decode import is_image, sample
 from .hints import Hints, Wanted
 from .holes import Holes
 from .index import Manifest
+from .join import Joined, stacked
 from .plan import Plan, Ref
 from .room import ROOM
 from .tokens import Text
@@ -61,6 +62,8 @@ class Row:
     hole: bool = False
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     hints: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    cached: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    """Of the caches that are joined."""
 
 
 class Loader:
@@ -81,6 +84,7 @@ class Loader:
         memory: bytes of shards to hold, about.
         pin: hand over batches in page-locked memory, from which a GPU copies by itself.
         holes: what is left out; by default a damaged sample is an error.
+        joined: caches of encoder outputs. Where one stands for the images, none is decoded.
     """
 
     def __init__(
@@ -98,7 +102,11 @@ class Loader:
         memory: int = 256 << 20,
         pin: bool = False,
         holes: Holes | None = None,
+        joined: Joined | None = None,
     ) -> None:
+        self.joined = joined
+        if joined and joined.images:
+            recipe = replace(recipe, needs=recipe.needs - {"image"})
         self.plan, self.text, self.recipe = plan, text, recipe
         self.rank, self.world, self.start, self.stop = rank, world, start, stop
         self.ahead, self.threads, self.memory, self.pin = ahead, threads, memory, pin
@@ -121,6 +129,7 @@ class Loader:
                 world=self.world,
                 ahead=self.ahead,
                 memory=self.memory,
+                beside=self.joined.plans if self.joined else (),
             )
             yield from walk
 
@@ -161,13 +170,16 @@ class Loader:
             found = self._decoded(blocks, ref, raw, wanted)
             _require(found, self.recipe, f"{raw.shard}: {key}")
             arrays = _arrays(found, self.recipe, f"{raw.shard}: {key}")
+            cached = self.joined.row(blocks, ref, raw.record) if self.joined else {}
             hints = self._put_image(blocks, ref, found, wanted, draw, image_CHW)
         except ShardError as fault:
             self.holes.admit(ref, key, raw.record.span()[0], fault)
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
             return hole
         text = str(_text(found, self.recipe) or "")
-        return Row(f"{shard}/{key}", draw, text, found["fields"], arrays=arrays, hints=hints)
+        return Row(
+            f"{shard}/{key}", draw, text, found["fields"], arrays=arrays, hints=hints, cached=cached
+        )
 
     def _put_image(
         self,
@@ -186,15 +198,17 @@ class Loader:
         return self.hints.of(blocks, ref, found, wanted, placed)
 
     def _decoded(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame) -> dict[str, Any]:
+        def decoded(raw: Raw) -> dict[str, Any]:
+            blobs = raw.blobs
+            if self.joined and self.joined.images:
+                blobs = {name: blob for name, blob in blobs.items() if not is_image(name)}
+            fit, exact = wanted.fit, wanted.exact
+            return sample(raw.record, blobs, shard=raw.shard, fit=fit, exact=exact)
+
         try:
-            return sample(
-                raw.record, raw.blobs, shard=raw.shard, fit=wanted.fit, exact=wanted.exact
-            )
+            return decoded(raw)
         except CrcError:  # damaged on its way, perhaps: one more read will tell
-            raw = blocks.again(ref)
-            return sample(
-                raw.record, raw.blobs, shard=raw.shard, fit=wanted.fit, exact=wanted.exact
-            )
+            return decoded(blocks.again(ref))
 
     def _batch(self, rows: list[Row], image_BCHW: Tensor) -> Batch:
         tokens_BL, real_BL = self.text.encode([row.text for row in rows])
@@ -202,6 +216,7 @@ class Loader:
             longest = max(1, int(real_BL.sum(1).max()))
             tokens_BL, real_BL = tokens_BL[:, :longest], real_BL[:, :longest]
         holes = [row.hole for row in rows]
+        cached = stacked([row.cached for row in rows])
         batch = Batch(
             keys=tuple(row.key for row in rows),
             draws_B=torch.tensor([row.draw for row in rows]),
@@ -210,7 +225,10 @@ class Loader:
             real_BL=real_BL,
             fields=tuple(row.fields for row in rows),
             hole_B=torch.tensor(holes) if any(holes) else None,
-            arrays={name: _stack(rows, name, s) for name, s in self.recipe.arrays.items()},
+            arrays={
+                **{name: _stack(rows, name, s) for name, s in self.recipe.arrays.items()},
+                **cached,
+            },
             hints={
                 name: _pictures(rows, name, (one.channels, *image_BCHW.shape[2:]))
                 for name, one in self.recipe.hints.items()

@@ -4,6 +4,7 @@ The data is one source or several mixed by weight; with buckets, a batch is of o
 when the stream has brought enough of it. World size, workers and restarts only slice the sequence.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -86,6 +87,15 @@ class Plan:
         self._paging: Paging | None = None
         if self.buckets.count > 1 or self.buckets.sizes:
             self._count(counted)
+
+    def reading(self, manifests: Sequence[Manifest]) -> "Plan":
+        """The same steps, whose bytes lie elsewhere: manifests with the same samples in order."""
+        other = copy.copy(self)
+        other.sources = tuple(
+            source._replace(manifest=manifest)
+            for source, manifest in zip(self.sources, manifests, strict=True)
+        )
+        return other
 
     @property
     def samples(self) -> int:

@@ -41,6 +41,8 @@ class Walk(Generic[T]):
     """Ranged reads at once."""
     memory: int = 256 << 20
     """Bytes of shards to hold, about; what the next step needs comes always."""
+    beside: Sequence[Plan] = ()
+    """The same plan on other shards, fetched in step with it: `Blocks.beside`."""
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
         """Yields (step, result)."""
@@ -74,7 +76,8 @@ class Walk(Generic[T]):
 
     def _results(self, over: threading.Event) -> Iterator[tuple[int, T]]:
         with crew(self.connections, "diptych-fetch") as pool:
-            blocks = Blocks(self.plan, pool, self.memory, over)
+            more = [Blocks(plan, pool, self.memory, over) for plan in self.beside]
+            blocks = Blocks(self.plan, pool, self.memory, over, more)
             planned: deque[tuple[int, list[Ref]]] = deque()
             begun: deque[tuple[int, list[Ref], Callable[[], T]]] = deque()
             step = self.start

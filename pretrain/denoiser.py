@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from .encoder import Encoder
 from .first_stage import AnyFirstStage, FirstStage
 from .first_stages import Pixels
 from .frozen import Frozen
@@ -40,6 +41,11 @@ class Denoiser(Model):
     @property
     def frozen(self) -> Mapping[str, Frozen]:
         return {"first_stage": self.first_stage} if self.first_stage.places else {}
+
+    @property
+    def encoders(self) -> Mapping[str, Encoder]:
+        encoder = self.first_stage.encoder
+        return {encoder.kind: encoder} if encoder else {}
 
     @property
     def any_size(self) -> bool:

@@ -112,11 +112,15 @@ class Held:
         self.record = record
         self._stage: Stage | None = None
 
-    def on(self, device: torch.device) -> Stage:
-        """The first stage, with its weights on `device`."""
+    def here(self) -> Stage:
+        """The first stage, its weights wherever they are: for its scale."""
         if self._stage is None:
             self._stage = self.record.open()
-        return self._stage.to(device)
+        return self._stage
+
+    def on(self, device: torch.device) -> Stage:
+        """The first stage, with its weights on `device`."""
+        return self.here().to(device)
 
 
 def _pick(value: Any) -> Any:

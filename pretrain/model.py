@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Part
+from .encoder import Encoder
 from .first_stage import FirstStage
 from .frozen import Frozen
 from .objective import Denoised, Seen, Sizes, Words
@@ -40,6 +41,11 @@ class Model(Part):
     @property
     def frozen(self) -> Mapping[str, Frozen]:
         """Its parts with weights of their own that are never trained, by name."""
+        return {}
+
+    @property
+    def encoders(self) -> Mapping[str, Encoder]:
+        """By kind, those whose cached outputs can stand for images or texts."""
         return {}
 
     @property

@@ -94,6 +94,7 @@ def t2i_tiny20() -> Run:
         objectives=(objectives.DenoisingDiffusion(predict="v", schedule=_STABLE),),
         data=Data(
             train=f"{TINY20}/train",
+            caches=(f"{TINY20}/latents",),
             test=f"{TINY20}/val",
             tokenizer=f"{TINY20}/tokenizer.json",
         ),

@@ -9,10 +9,15 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ..config import Kinds, Part, Record, override, parse, pick
 from ..data import storage
 from ..data.buckets import Buckets
+from ..data.cache import Cache, open_cache, require_same
 from ..data.holes import Budget
+from ..data.index import Manifest
+from ..data.join import Joined
 from ..data.loader import Recipe as Rows
+from ..data.plan import Plan
 from ..data.tokens import Text
 from ..data.transforms import Pixels
+from ..errors import RecipeError
 from .adapter import Adapter
 from .ema import Ema
 from .model import Model
@@ -27,11 +32,13 @@ class Source(Record):
     """Folder of indexed tars."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the rows, relative to the other sources'."""
+    caches: tuple[str, ...] = ()
+    """Folders that `data precompute` made of it, to train from instead of images or texts."""
 
-    @field_validator("url")
+    @field_validator("url", "caches")
     @classmethod
-    def _place(cls, url: str) -> str:
-        return storage.absolute(url)
+    def _place(cls, url: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return storage.absolute(url) if isinstance(url, str) else tuple(map(storage.absolute, url))
 
 
 class Data(Record):
@@ -39,6 +46,8 @@ class Data(Record):
 
     train: str | tuple[Source, ...]
     """Folder of indexed tars: s3://bucket/folder, or a path; or several, each with its weight."""
+    caches: tuple[str, ...] = ()
+    """Of a single dataset: see `Source.caches`."""
     test: str | None = None
     """Another such folder, for `evaluate`."""
     tokenizer: str
@@ -52,6 +61,11 @@ class Data(Record):
     pixels: Pixels = Pixels()
     """How images are resized, cropped and flipped."""
 
+    @field_validator("caches")
+    @classmethod
+    def _folders(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(storage.absolute, urls))
+
     @field_validator("train", "test", "tokenizer")
     @classmethod
     def _place(cls, url: Any) -> Any:
@@ -62,6 +76,8 @@ class Data(Record):
     def _sound(self) -> "Data":
         if not self.train:
             raise ValueError("train names no dataset")
+        if self.caches and not isinstance(self.train, str):
+            raise ValueError("of several datasets each names its own caches: data.train.0.caches")
         if self.buckets.lengths and self.text != "txt":
             raise ValueError(
                 f"buckets.lengths sorts by the length of .txt members; text is {self.text!r}"
@@ -71,7 +87,9 @@ class Data(Record):
     @property
     def sources(self) -> tuple[Source, ...]:
         """The datasets of `train`."""
-        return (Source(url=self.train),) if isinstance(self.train, str) else self.train
+        if isinstance(self.train, str):
+            return (Source(url=self.train, caches=self.caches),)
+        return self.train
 
 
 class Optim(Record):
@@ -206,6 +224,48 @@ class Run(Record):
         asked = {name: width for o in self.objectives for name, width in o.arrays.items()}
         regions = self.model.regions if asked else 0
         return {**self.model.arrays, **{name: (regions, width) for name, width in asked.items()}}
+
+    def joined(self, plan: Plan) -> Joined | None:
+        """The caches that stand beside the plan's datasets; None where there are none.
+
+        Raises:
+            StaleCacheError: one was made of other data, by another encoder, at another size.
+            RecipeError: they cannot be used with this recipe.
+        """
+        asked = [source.caches for source in self.data.sources]
+        if not any(asked):
+            return None
+        if len({len(urls) for urls in asked}) > 1:
+            raise RecipeError("every dataset needs a cache of each kind, or none of them any.")
+        found = [
+            [self._cache(url, source.manifest) for url in urls]
+            for urls, source in zip(asked, plan.sources, strict=True)
+        ]
+        return Joined(plan, found)
+
+    def _cache(self, url: str, manifest: Manifest) -> Cache:
+        """One cache, if it is what this recipe would make of the dataset."""
+        cache = open_cache(url, manifest)
+        encoder = self.model.encoders.get(cache.spec.encoder)
+        if encoder is None:
+            made = ", ".join(self.model.encoders) or "none"
+            raise RecipeError(
+                f"{url} holds outputs of the encoder {cache.spec.encoder!r}; model "
+                f"{self.model.kind!r} can train from those of: {made}."
+            )
+        expect: dict[str, Any] = {"encoder_digest": encoder.digest()}
+        if "image" in cache.spec.reads:
+            square = (self.model.image_size, self.model.image_size)
+            expect["sizes"] = self.data.buckets.sizes or (square,)
+            if self.data.pixels.model_copy(update={"exact": False}) != Pixels():
+                raise RecipeError(
+                    "a cache of images has them cropped at the middle and not flipped: leave "
+                    "data.pixels as it is by default, or data.caches empty."
+                )
+        if "text" in cache.spec.reads:
+            expect["text"] = self.data.text
+        require_same(url, cache.note, expect)
+        return cache
 
     @property
     def rows_multiple(self) -> int:

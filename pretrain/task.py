@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..errors import RecipeError
-from .first_stage import Held
+from .first_stage import Held, Moments
 from .model import Model
 from .objective import Objective, Score, View, Words
 
@@ -83,6 +83,9 @@ class Task(nn.Module):
         dtype = self.model.words.weight.dtype
         if self.stage is None:
             return self.view(batch, batch.image_BCHW.to(dtype) / 127.5 - 1.0)
+        if "latent" in batch.arrays:
+            known = Moments(batch.arrays["latent"], batch.arrays.get("logvar"))
+            return self.view(batch, self.stage.here().scaled(known, batch.draws_B).to(dtype))
         with torch.no_grad():
             image_BCHW = batch.image_BCHW.float() / 127.5 - 1.0
             latent_BCHW = self.stage.on(image_BCHW.device).encode(image_BCHW, batch.draws_B)
