@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,9 @@ class Letters:
 
 def filled(source: Manifest, out: Path, encoder: Mean | Letters) -> str:
     reads = ("image",) if isinstance(encoder, Mean) else ("text",)
-    sized = {"sizes": ((8, 8),), "exact": False} if isinstance(encoder, Mean) else {"text": "txt"}
+    sized: dict[str, Any] = (
+        {"sizes": ((8, 8),), "exact": False} if isinstance(encoder, Mean) else {"text": "txt"}
+    )
     spec = cache.Spec(
         encoder=encoder.name, encoder_digest=encoder.digest, reads=reads, dtype="float32", **sized
     )
