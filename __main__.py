@@ -1,7 +1,6 @@
 """The command line: `diptych VERB --help` shows examples.
 
-Exit codes: 0 done; 1 a fault of ours; 2 something you can mend, said in one sentence;
-3 not built yet; 130 stopped by Ctrl-C, with a checkpoint kept.
+Exit codes: 0 done; 1 a fault of ours; 2 something you can mend, said in one sentence; 130 stopped by Ctrl-C, with a checkpoint kept.
 """
 
 import json
@@ -194,11 +193,6 @@ def data_replay(
 
 for _verb in (caption, retrieve, search):
     app.command()(_verb)
-
-
-def _not_built(what: str, instead: str) -> None:
-    print(f"{what} is not built yet; {instead}.", file=sys.stderr)
-    raise typer.Exit(3)
 
 
 def main() -> None:
