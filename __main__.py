@@ -1,6 +1,7 @@
 """The command line: `diptych VERB --help` shows examples.
 
-Exit codes: 0 done; 1 a fault of ours; 2 something you can mend, said in one sentence; 130 stopped by Ctrl-C, with a checkpoint kept.
+Exit codes: 0 done; 1 a fault of ours; 2 something you can mend, said in one sentence;
+130 stopped by Ctrl-C, with a checkpoint kept.
 """
 
 import json
