@@ -118,6 +118,13 @@ class Held:
             self._stage = self.record.open()
         return self._stage
 
+    def like(self, image_BCHW: Tensor) -> Tensor:
+        """A tensor of the shape of the images' latents, without asking for the weights."""
+        rows, _, height, width = image_BCHW.shape
+        factor = self.record.factor
+        shape = (rows, self.record.channels, height // factor, width // factor)
+        return image_BCHW.new_empty(shape, dtype=torch.float32)
+
     def on(self, device: torch.device) -> Stage:
         """The first stage, with its weights on `device`."""
         return self.here().to(device)

@@ -83,6 +83,8 @@ class Task(nn.Module):
         dtype = self.model.words.weight.dtype
         if self.stage is None:
             return self.view(batch, batch.image_BCHW.to(dtype) / 127.5 - 1.0)
+        if batch.image_BCHW.is_meta:  # `plan` asks: a latent's shape is all there is of it
+            return self.view(batch, self.stage.like(batch.image_BCHW).to(dtype))
         if "latent" in batch.arrays:
             known = Moments(batch.arrays["latent"], batch.arrays.get("logvar"))
             return self.view(batch, self.stage.here().scaled(known, batch.draws_B).to(dtype))
