@@ -120,21 +120,12 @@ def sample(
         diptych sample s3://b/runs/ldm --prompt "a mountain" --size 512x256 --steps 20 --sampler DPMSolverMultistepScheduler
     """  # noqa: E501
     from ..config import parse
-    from ..finetune.sample import grid, painter, write, write_png
-    from ..pretrain.diffusion.generate import looks
     from ..pretrain.diffusion.sampling import Sampling
-    from .jobs import find
+    from .draw import draw
 
     values = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler, "eta": eta}
     values |= {"seed": seed, "negative": negative, "spacing": spacing, "threshold": threshold}
     values |= {"size": _size(size) if size else None}
     how = parse(Sampling, values, source="sample")
-    found = painter(find(run, runs), weights=weights, step=step)
-    prompts = [text for text in prompt for _ in range(n)]
-    with bar("sample", looks(how, len(prompts))) as told:
-        images = found.draw(prompts, how, told=told)
-    folder = out or Path("samples") / found.place.name
-    paths = write(images, folder)
-    write_png(grid(images, columns=n if len(prompt) > 1 else None), paths[-1])
-    facts = {"images": len(images), "step": found.step, "weights": found.weights}
-    show({**facts, "grid": str(paths[-1])}, json_, title=str(folder))
+    facts, folder = draw(run, runs, prompt, n, how, out=out, weights=weights, step=step)
+    show(facts, json_, title=folder)
