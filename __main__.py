@@ -21,7 +21,7 @@ from .cluster.verbs import data_precompute, sample
 from .data.verbs import Json, bar, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
-from .finetune.verbs import data_answers
+from .finetune.verbs import data_answers, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 data_app.command("precompute")(data_precompute)
 data_app.command("answers")(data_answers)
+app.command()(verify)
 app.add_typer(data_app, name="data")
 for verb in (plan_verb.plan, run_verbs.train, run_verbs.submit, run_verbs.resume):
     app.command()(verb)

@@ -29,7 +29,7 @@ def keep_probe(out: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(whole, out / "probe.safetensors")
 
 
-def repeat(out: Path, script: str, *, timeout: float = 600) -> dict[str, Any]:
+def repeat(out: Path, script: str, *more: str, timeout: float = 600) -> dict[str, Any]:
     """Runs a checking script on a folder in a clean process and returns its proof.json.
 
     Args:
@@ -38,6 +38,7 @@ def repeat(out: Path, script: str, *, timeout: float = 600) -> dict[str, Any]:
             ours (`clean.py`); or a module of ours (`diptych.finetune.prove`). It is given the
             folder, writes proof.json there, and ends with a sentence and exit code 1 where the
             outputs differ.
+        more: what else the script is given.
         timeout: seconds.
 
     Raises:
@@ -47,7 +48,7 @@ def repeat(out: Path, script: str, *, timeout: float = 600) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name in _KEPT}
     environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
     where = [str(_SCRIPTS / script)] if script.endswith(".py") else ["-m", script]
-    command = [sys.executable, "-I", *where, str(out.absolute())]
+    command = [sys.executable, "-I", *where, str(out.absolute()), *more]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=timeout

@@ -28,7 +28,7 @@ def check(out: Path) -> dict[str, Any]:
     Raises:
         ExportError: a pickle in the folder, or outputs that differ by more than the tolerance.
     """
-    pickles = [file.name for file in out.rglob("*") if file.is_file() and _is_pickle(file)]
+    pickles = [file.name for file in out.rglob("*") if file.is_file() and is_pickle(file)]
     if pickles:
         raise ExportError(f"{out} holds {pickles[0]}, which may be a pickle; refused.")
     model = folder.load(out)
@@ -69,7 +69,8 @@ def check(out: Path) -> dict[str, Any]:
     return proof
 
 
-def _is_pickle(file: Path) -> bool:
+def is_pickle(file: Path) -> bool:
+    """Whether a file may be a pickle, by its name or its first bytes."""
     if file.suffix == ".safetensors":  # its first byte, of a length, can be any
         return False
     with open(file, "rb") as opened:

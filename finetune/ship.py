@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from ..errors import ExportError
+from ..pretrain.run import Run
+from ..pretrain.task import Task
 from . import export
+from .merge import merged
 from .score import Finished
-from .target import find_target, new_folder
+from .target import Target, find_target, new_folder, targets
 
 
 def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, Any]:
@@ -16,8 +20,8 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
         ExportError: the target does not take such a model, the folder is in use, or the export
             could not be proven.
     """
-    target = find_target(to, export)
-    target.require(found.run)
+    target, run, task = _target(found, to)
+    target.require(run)
     facts = {
         "run": found.place.name,
         "steps": found.checkpoint.step,
@@ -27,6 +31,29 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
         "recipe digest": found.checkpoint.recipe,
     }
     new_folder(out)
-    target.write(out, found.run, found.task, found.text, facts)
+    target.write(out, run, task, found.text, facts)
     probe = next(found.batches(limit=rows, rows=rows))
-    return target.prove(out, found.run, found.task, found.text, probe)
+    return target.prove(out, run, task, found.text, probe)
+
+
+def _target(found: Finished, to: str) -> tuple[Target, Run, Task]:
+    """The target, and the run and task as it takes them: merged, unless it is for adapters.
+
+    `merged` is the first of the targets for whole models that takes the model.
+    """
+    if to != "merged":
+        target = find_target(to, export)
+        if getattr(target, "ADAPTERS", False):
+            return target, found.run, found.task
+        return target, *merged(found.run, found.task, found.text)
+    run, task = merged(found.run, found.task, found.text)
+    said: list[str] = []
+    for target in targets(export):
+        if getattr(target, "ADAPTERS", False):
+            continue
+        try:
+            target.require(run)
+            return target, run, task
+        except ExportError as err:
+            said.append(str(err))
+    raise ExportError(f"--to merged: no target holds such a model. {' '.join(said)}")

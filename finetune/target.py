@@ -43,11 +43,16 @@ def find_target(name: str, table: ModuleType) -> Target:
     Raises:
         RecipeError: there is none; the near miss is named.
     """
-    modules = [value for value in vars(table).values() if isinstance(value, ModuleType)]
-    found = {module.NAME: module for module in modules if hasattr(module, "NAME")}
+    found = {target.NAME: target for target in targets(table)}
     if name not in found:
-        raise unknown(name, list(found), "--to")
-    return cast(Target, found[name])
+        raise unknown(name, [*found, "merged"], "--to")
+    return found[name]
+
+
+def targets(table: ModuleType) -> list[Target]:
+    """All targets of a table of contents."""
+    modules = [value for value in vars(table).values() if isinstance(value, ModuleType)]
+    return [cast(Target, module) for module in modules if hasattr(module, "NAME")]
 
 
 def new_folder(out: Path) -> None:

@@ -1,0 +1,187 @@
+"""The layouts of adapter files: which one a file has, and what its loaders want of it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PARTS = re.compile(
+    r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_magnitude_vector|dora_scale"
+    r"|lokr_\w+|hada_\w+|alpha)(\.weight)?$"
+)
+_PAIRS = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of a file: no tensor larger than one number."""
+
+    file: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    scalars: Mapping[str, float]
+    config: Mapping[str, Any]
+    """adapter_config.json beside it, if there is one."""
+
+
+def layout(seen: Read) -> str:
+    """`peft`, `diffusers`, `kohya`, `embedding`, or `model` for everything else."""
+    names = list(seen.shapes)
+    if any(name.startswith(("lora_unet_", "lora_te")) for name in names):
+        return "kohya"
+    if seen.config or any(name.startswith("base_model.model.") for name in names):
+        return "peft"
+    if any(_PARTS.search(name) for name in names):
+        return "diffusers"
+    small = len(names) <= 2 and all(len(shape) <= 2 for shape in seen.shapes.values())
+    return "embedding" if small and names else "model"
+
+
+def modules(seen: Read) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Of each adapted module, the shapes of its parts by their names."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in seen.shapes.items():
+        if match := _PARTS.search(name):
+            found.setdefault(name[: match.start()], {})[match[1]] = shape
+    return found
+
+
+def alphas(seen: Read) -> dict[str, float]:
+    """Alpha of each adapted module, wherever the layout keeps it; those without are left out."""
+    kind = layout(seen)
+    if kind == "kohya":
+        ends = ".alpha"
+        return {n.removesuffix(ends): v for n, v in seen.scalars.items() if n.endswith(ends)}
+    found: dict[str, float] = {}
+    for module in modules(seen):
+        side, name, config = _config(seen, module, kind)
+        if (alpha := _setting(config, name, "alpha")) is not None:
+            found[f"{side}.{name}"] = alpha
+    return found
+
+
+def _config(seen: Read, module: str, kind: str) -> tuple[str, str, Mapping[str, Any]]:
+    """Side, name of the module there, and peft's config of that side."""
+    if kind == "peft":
+        told = json.loads(seen.metadata.get("diptych", "{}"))
+        side = next(iter(told.get("bases", {})), "model")
+        return side, module.removeprefix("base_model.model."), seen.config
+    side, _, name = module.partition(".")
+    settings = json.loads(seen.metadata.get("lora_adapter_metadata", "{}"))
+    own = {n.partition(".")[2]: v for n, v in settings.items() if n.startswith(f"{side}.")}
+    if side == "text_encoder" and not any(  # as newer versions of transformers name CLIP's layers
+        n.startswith(f"{side}.text_model.")
+        for n in json.loads(seen.metadata.get("diptych", "{}")).get("alphas", {})
+    ):
+        name = name.removeprefix("text_model.")
+    return side, name, own
+
+
+def _setting(config: Mapping[str, Any], module: str, what: str) -> float | None:
+    """Alpha or rank of a module in peft's config; None where the config has none."""
+    pattern: Mapping[str, Any] = (
+        config.get("rank_pattern" if what == "r" else "alpha_pattern") or {}
+    )
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return float(value)
+    value = config.get("r") if what == "r" else config.get("lora_alpha", config.get("alpha"))
+    return None if value is None else float(value)
+
+
+def rules(seen: Read, kind: str) -> Iterator[str]:
+    """What the loaders of a layout want, and the file has not."""
+    if kind in ("model", "embedding"):
+        return
+    found = modules(seen)
+    odd = [name for name in seen.shapes if not _PARTS.search(name)]
+    if odd:
+        yield f"{odd[0]} belongs to no adapter ({len(odd)} such): loaders refuse or drop it."
+    for name, parts in found.items():
+        if parts.keys() <= {"alpha"}:
+            yield f"{name}.alpha stands alone: its matrices are missing."
+            return
+        yield from _pairs(seen, kind, name, parts)
+    if kind == "peft" and not seen.config:
+        yield "adapter_config.json is missing beside it: peft cannot know rank and alpha."
+    if kind == "diffusers" and not seen.metadata.get("lora_adapter_metadata"):
+        yield (
+            "its metadata has no lora_adapter_metadata, so alpha is lost: diffusers takes it for "
+            "the rank."
+        )
+    if kind == "kohya":
+        yield from _kohya(seen, found)
+
+
+def _pairs(seen: Read, kind: str, name: str, parts: Mapping[str, Any]) -> Iterator[str]:
+    for down, up in _PAIRS:
+        if (down in parts) != (up in parts):
+            lost = up if down in parts else down
+            yield f"{name} has no {lost}: loaders refuse it."
+        elif down in parts and parts[down][0] != parts[up][1]:
+            yield f"{name}: {down} has rank {parts[down][0]} and {up} rank {parts[up][1]}."
+        elif down in parts and kind != "kohya":
+            rank = _setting(_config(seen, name, kind)[2], _config(seen, name, kind)[1], "r")
+            if rank is not None and rank != parts[down][0]:
+                yield f"{name} has rank {parts[down][0]}, its config says {rank:g}."
+
+
+def _kohya(seen: Read, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    lost = [name for name, parts in found.items() if "alpha" not in parts]
+    if lost:
+        yield (
+            f"{lost[0]} has no alpha ({len(lost)} of {len(found)}): loaders take it for the rank."
+        )
+    if any("dora_scale" in parts for parts in found.values()):
+        yield "it holds dora_scale, which diffusers drops: ComfyUI alone reads it."
+    told = seen.metadata.get("ss_network_alpha")
+    values = {seen.scalars[f"{name}.alpha"] for name in found if f"{name}.alpha" in seen.scalars}
+    try:
+        if told is not None and len(values) == 1 and float(told) not in values:
+            yield f"its alphas are {values.pop():g}, ss_network_alpha says {told}."
+    except ValueError:
+        yield f"ss_network_alpha is no number: {told!r}."
+
+
+def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What does not fit the modules of a base: `base[side]["shapes"]` by module."""
+    if kind in ("model", "embedding"):
+        return
+    for name, parts in modules(seen).items():
+        where = _in_base(name, kind, base, seen)
+        if where is None:
+            yield f"{name} is no module of the base; the base is another, or a key was renamed."
+            continue
+        rows, columns = where[0], where[1]
+        for down, up in _PAIRS:
+            if not (down in parts and up in parts):
+                continue
+            if (parts[up][0], parts[down][1]) != (rows, columns):
+                yield (
+                    f"{name} is for a weight of ({parts[up][0]}, {parts[down][1]}), the "
+                    f"base's is ({rows}, {columns})."
+                )
+
+
+def _in_base(
+    name: str, kind: str, base: Mapping[str, Mapping[str, Any]], seen: Read
+) -> tuple[int, ...] | None:
+    """The shape of the base's weight that a module stands beside."""
+    for side, each in base.items():
+        for module, shape in each["shapes"].items():
+            bare = module.removeprefix("text_model.")
+            if kind == "kohya":
+                heads = ("lora_te_text_model_", "lora_te1_text_model_")
+                called = [h + bare.replace(".", "_") for h in heads]
+                if side == "unet":
+                    called = ["lora_unet_" + module.replace(".", "_")]
+            elif kind == "peft":
+                own = _config(seen, name, kind)[0]
+                called = [f"base_model.model.{module}"] if own in (side, "model") else []
+            else:
+                called = [f"{side}.{module}", f"{side}.text_model.{bare}", f"{side}.{bare}"]
+            if name in called:
+                return shape
+    return None

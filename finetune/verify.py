@@ -1,0 +1,151 @@
+"""`diptych verify`: is an exported file what it says it is, and would others load it?
+
+An export of ours is held against its own account (in its metadata) and its proof; a file of others
+against the rules of its layout; with a base, each against the base's modules. Pickles are refused
+unread.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import ExportError
+from .adapter_file import ACCOUNT
+from .layouts import Read, against_base, alphas, layout, rules
+from .prove import is_pickle
+
+_OWN = ("proof.json", "README.md")
+
+
+@dataclass
+class Verdict:
+    """What was found of one export."""
+
+    path: Path
+    layout: str = ""
+    tensors: int = 0
+    proven: str = ""
+    """What the stored proof says, if there is one."""
+    wrong: list[str] = field(default_factory=list[str])
+    """Sentences, each with what to do."""
+    notes: list[str] = field(default_factory=list[str])
+
+    def require(self) -> None:
+        """Raises ExportError with all that is wrong."""
+        if self.wrong:
+            raise ExportError(f"{self.path} would not load as it should: " + " ".join(self.wrong))
+
+
+def verify(path: Path, base: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
+    """Looks at a file or a folder; `base` are the shapes of the base's tensors by side.
+
+    Raises:
+        ExportError: there is nothing to look at.
+    """
+    found = Verdict(path)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    if not files:
+        raise ExportError(f"{path} is neither a file nor a folder with files.")
+    for file in files:
+        if is_pickle(file):
+            found.wrong.append(
+                f"{file.name} may be a pickle, which can run any code; it was not read. Ask for "
+                "safetensors."
+            )
+    _proof(found, path)
+    stored = [
+        file for file in files if file.suffix == ".safetensors" and file.parent.name != "proof"
+    ]
+    for file in stored:
+        try:
+            _file(found, file, base)
+        except (SafetensorError, OSError, ValueError) as err:
+            found.wrong.append(f"{file.name} is no whole safetensors file: {err}.")
+    if not stored and not found.wrong:
+        found.wrong.append("It holds no .safetensors file.")
+    found.wrong = list(dict.fromkeys(found.wrong))
+    return found
+
+
+def read(file: Path) -> Read:
+    """Shapes and metadata of a safetensors file, and the tensors that are single numbers."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = dict(opened.metadata() or {})
+        names: list[str] = list(opened.keys())
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        scalars = {
+            name: float(opened.get_tensor(name)) for name, shape in shapes.items() if shape == ()
+        }
+    beside = file.parent / "adapter_config.json"
+    config = json.loads(beside.read_text()) if beside.exists() else {}
+    return Read(file, shapes, metadata, scalars, config)
+
+
+def _file(found: Verdict, file: Path, base: Mapping[str, Mapping[str, Any]] | None) -> None:
+    seen = read(file)
+    kind = layout(seen)
+    found.layout, found.tensors = kind, found.tensors + len(seen.shapes)
+    if ACCOUNT in seen.metadata:
+        found.wrong += _account(seen, json.loads(seen.metadata[ACCOUNT]), base)
+    found.wrong += rules(seen, kind)
+    if base:
+        found.wrong += against_base(seen, kind, base)
+
+
+def _account(
+    seen: Read, told: dict[str, Any], base: Mapping[str, Mapping[str, Any]] | None
+) -> Iterator[str]:
+    """What differs from what the file says of itself."""
+    wanted = {name: tuple(shape) for name, shape in told.get("tensors", {}).items()}
+    missing, odd = sorted(wanted.keys() - seen.shapes), sorted(seen.shapes.keys() - wanted)
+    if missing:
+        yield f"{missing[0]} is missing ({len(missing)} in all); export again."
+    if odd:
+        yield f"{odd[0]} is unexpected ({len(odd)} in all): was a key renamed? Export again."
+    for name in sorted(wanted.keys() & seen.shapes.keys()):
+        if wanted[name] != seen.shapes[name]:
+            yield f"{name} has the shape {seen.shapes[name]}, it was written as {wanted[name]}."
+    here = alphas(seen)
+    for name, alpha in told.get("alphas", {}).items():
+        if name not in here:
+            yield f"the alpha of {name} is lost (it was {alpha:g}); export again."
+            return
+        if here[name] != alpha:
+            yield f"the alpha of {name} is {here[name]:g}, it was trained with {alpha:g}."
+            return
+    theirs = {side: each.get("digest") for side, each in (base or {}).items()}
+    for side, digest in told.get("bases", {}).items():
+        if theirs.get(side) not in (None, digest):
+            yield (
+                f"it was trained on another base: {side} {digest}, here {theirs[side]}. "
+                f"Use {told.get('base_run')}."
+            )
+
+
+def _proof(found: Verdict, path: Path) -> None:
+    """Holds the files against the SHA-256 of the stored proof."""
+    home = path if path.is_dir() else path.parent
+    file = home / "proof.json"
+    if not file.exists():
+        found.notes.append("there is no stored proof: it is no whole export of Diptych's")
+        return
+    try:
+        proof = json.loads(file.read_text())
+        sums: dict[str, str] = proof["sha256"]
+        found.proven = f"{proof['loader']}: {proof['max_difference']}"
+    except (ValueError, KeyError, TypeError) as err:
+        found.wrong.append(f"proof.json is damaged ({err!r}); export again.")
+        return
+    for name, wanted in sums.items():
+        place = home / name
+        if name in _OWN or not place.resolve().is_relative_to(home.resolve()):
+            continue
+        if not place.exists():
+            found.wrong.append(f"{name} is missing, and was there when it was proven.")
+        elif hashlib.sha256(place.read_bytes()).hexdigest() != wanted:
+            found.wrong.append(f"{name} changed since it was proven (SHA-256).")
