@@ -1,11 +1,12 @@
 """Adapters put into the weights, taken out again to the bit, and several of them composed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..data.tokens import Text
+from ..errors import CheckpointError
 from ..pretrain.run import Run
 from ..pretrain.task import Task
 from .grown import GrownWords
@@ -64,3 +65,31 @@ def merged(run: Run, task: Task, text: Text) -> tuple[Run, Task]:
     made = alone.task(text)
     made.load_state_dict(plain_weights(task))
     return alone, made.train(task.training)
+
+
+def compose(
+    base: Mapping[str, Tensor], changed: Sequence[tuple[Mapping[str, Tensor], float]]
+) -> dict[str, Tensor]:
+    """Weights of a base with what several runs on it changed, each times its weight.
+
+    All are plain weights, as `plain_weights` gives them. New words of several runs stand one behind
+    the other, in their order, and are not weighted.
+
+    Raises:
+        CheckpointError: a run is on a model of other sizes.
+    """
+    found = {name: value.clone() for name, value in base.items()}
+    for weights, times in changed:
+        for name, value in weights.items():
+            before = base.get(name)
+            rows = 0 if before is None else len(before)
+            if before is None or before.shape[1:] != value.shape[1:] or len(value) < rows:
+                shape = None if before is None else tuple(before.shape)
+                raise CheckpointError(
+                    f"{name} is {tuple(value.shape)} in a run and {shape} in the base. "
+                    "Compose runs that start from the same base."
+                )
+            found[name][:rows] += times * (value[:rows] - before)
+            if len(value) > rows:
+                found[name] = torch.cat([found[name], value[rows:]])
+    return found

@@ -6,7 +6,7 @@ from ..config import from_yaml, plain, unknown
 from ..data import storage
 from ..pretrain import recipes as pretraining
 from ..pretrain.run import Data, Optim, Run, revise
-from . import heads
+from . import adapters, heads
 from .parts import KINDS
 
 ANSWERS = (
@@ -39,11 +39,33 @@ def vqa_easy() -> Run:
     )
 
 
+def vqa_easy_lora() -> Run:
+    """As `vqa_easy`, but of the encoder LoRA of rank 8 alone, and a narrow head: 4 % are trained.
+
+    diptych train vqa_easy_lora --set start_from=runs/vlp_easy    2 CPU cores: about 2 minutes
+
+    Expected, and not measured yet: within a point of the 94 % of `vqa_easy`.
+    """
+    return Run(
+        name="vqa_easy_lora",
+        model=pretraining.easy_model(),
+        objectives=(heads.VisualQuestion(answers=ANSWERS, inner=48),),
+        adapters=(adapters.Lora(rank=8, alpha=16),),
+        start_from="s3://diptych-demo/runs/vlp_easy",
+        data=vqa_easy().data,
+        optim=Optim(lr=3e-3, warmup_steps=50),
+        batch=64,
+        steps=700,
+        checkpoint_steps=100,
+    )
+
+
 RECIPES: dict[str, Callable[[], Run]] = {
     "ldm_tiny": pretraining.ldm_tiny,
     "t2i_tiny20": pretraining.t2i_tiny20,
     "vlp_easy": pretraining.vlp_easy,
     "vqa_easy": vqa_easy,
+    "vqa_easy_lora": vqa_easy_lora,
 }
 
 

@@ -13,7 +13,7 @@ from diptych.data import tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import CheckpointError, DataError, RecipeError
-from diptych.finetune.merge import merge, merged, plain_weights
+from diptych.finetune.merge import compose, merge, merged, plain_weights
 from diptych.finetune.parts import KINDS
 from diptych.finetune.start import fresh_task, trained_task
 from diptych.pretrain.adapter import adapt
@@ -237,3 +237,23 @@ def test_an_exported_folder_is_a_base(text: Text, tmp_path: Path) -> None:
     task = fresh_task(recipe("vlp", {"kind": "lora"}, base=f"{tmp_path}/out"), text)
     ours = plain_weights(task)
     assert all(torch.equal(value, ours[name]) for name, value in base.state_dict().items())
+
+
+def test_several_runs_are_composed_by_weight(text: Text, rows: Rows) -> None:
+    base = make(recipe("dit"), text)
+    kinds = ({"kind": "lora", "rank": 2}, {"kind": "bias"})
+    one, two = (plain_weights(make(recipe("dit", kind), text, 0.2)) for kind in kinds)
+    before = base.state_dict()
+    assert all(torch.equal(v, before[n]) for n, v in compose(before, [(one, 0.0)]).items())
+    made = compose(before, [(one, 1.0), (two, 0.5)])
+    for name, value in made.items():
+        wanted = one[name] + 0.5 * (two[name] - before[name])
+        torch.testing.assert_close(value, wanted, atol=1e-6, rtol=1e-6)
+    new = plain_weights(
+        make(recipe("dit", {"kind": "tokens", "words": {"<x>": "a"}}), text.grown(["<x>"]))
+    )
+    both = compose(before, [(one, 1.0), (new, 1.0)])
+    assert len(both["model.words.weight"]) == text.size + 1
+    wide = {**before, "model.enter.bias": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"model\.enter\.bias is \(3,\) in a run"):
+        compose(before, [(wide, 1.0)])

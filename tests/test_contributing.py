@@ -1,8 +1,10 @@
-"""The worked addition in CONTRIBUTING.md, applied to a copy of the tree and trained with."""
+"""The worked additions in CONTRIBUTING.md, applied to a copy of the tree and used."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,17 +42,42 @@ assert losses[-1] < 0.5 * losses[0], losses
 """
 
 
-def test_an_objective_is_one_file_and_one_line(tmp_path: Path) -> None:
+ADAPT = """
+import torch
+from diptych.data import tokens
+from diptych.finetune.parts import KINDS
+from diptych.pretrain.adapter import adapt
+from diptych.pretrain.run import parse_run
+
+recipe = {
+    "name": "try", "objectives": [{"kind": "ddpm"}], "start_from": "/runs/base",
+    "adapters": [{"kind": "norms", "on": ["denoiser"]}],
+    "model": {"kind": "unet", "channels": [8, 16], "groups": 4, "heads": 2, "width": 16},
+    "data": {"train": "nowhere", "tokenizer": "nowhere"},
+}
+run = parse_run(recipe, KINDS, source="try")
+text = tokens.from_text(tokens.learn(["a red circle"], 100), run.model.tokens)
+task = run.task(text)
+adapt(task, run.adapters, text)
+trained = [name for name, param in task.named_parameters() if param.requires_grad]
+assert trained and all("norm" in name and ".unet." in name for name in trained), trained
+assert task.base
+"""
+
+
+@pytest.mark.parametrize(("file", "use"), [("bow", TRAIN), ("norms", ADAPT)])
+def test_an_addition_is_one_file_and_one_line(file: str, use: str, tmp_path: Path) -> None:
     tree = tmp_path / "diptych"
     subprocess.run(["git", "checkout-index", "-a", f"--prefix={tree}/"], cwd=ROOT, check=True)
-    diff = (ROOT / "CONTRIBUTING.md").read_text().split("```diff\n")[1].split("```")[0]
+    blocks = [b.split("```")[0] for b in (ROOT / "CONTRIBUTING.md").read_text().split("```diff\n")]
+    (diff,) = [block for block in blocks[1:] if f"/{file}.py\n" in block]
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
     subprocess.run(["git", "apply", "-"], cwd=tree, input=diff, text=True, check=True)
     added = [line for line in diff.splitlines() if line.startswith("+") and "+++" not in line]
-    listed = [line for line in added if line.startswith("+from .bow")]
+    listed = [line for line in added if line.startswith(f"+from .{file}")]
     assert len(listed) == 1
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN],
+        [sys.executable, "-c", use],
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,

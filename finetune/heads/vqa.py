@@ -31,6 +31,8 @@ class VisualQuestion(Objective):
     """The answer vocabulary; the order is the order of the logits."""
     soft: bool = False
     """Several people's answers, each right in part."""
+    inner: int | None = Field(default=None, ge=1)
+    """Width of the head's middle layer; by default twice that of the states."""
 
     @model_validator(mode="after")
     def _differ(self) -> "VisualQuestion":
@@ -39,11 +41,12 @@ class VisualQuestion(Objective):
         return self
 
     def head(self, sizes: Sizes) -> nn.Module:
+        inner = self.inner or 2 * sizes.width
         return nn.Sequential(
-            nn.Linear(sizes.width, 2 * sizes.width),
+            nn.Linear(sizes.width, inner),
             nn.GELU(),
-            nn.LayerNorm(2 * sizes.width),
-            nn.Linear(2 * sizes.width, len(self.answers)),
+            nn.LayerNorm(inner),
+            nn.Linear(inner, len(self.answers)),
         )
 
     def logits(self, head: Any, seen: Seen) -> Tensor:
