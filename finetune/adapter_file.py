@@ -1,6 +1,7 @@
 """What files of adapters share: their own account of what is in them, and the card beside them."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,26 @@ def kohya_name(side: str, module: str) -> str:
 
 
 def kohya_tensors(found: list[Side]) -> dict[str, Tensor]:
-    """All tensors in kohya's layout (LoRA), or LyCORIS' (LoKr, LoHa), with an alpha each."""
-    put_: dict[str, Tensor] = {}
+    """All tensors in kohya's layout (LoRA), or LyCORIS' (LoKr, LoHa), with an alpha each.
+
+    diffusers reads one alpha for a side and drops those that differ, so LoRA's all become the most
+    common one, and what differs goes into the matrices.
+    """
+    tensors: dict[str, Tensor] = {}
     for side in found:
         ranks, alphas = side.ranks(), side.alphas()
+        common = Counter(alphas.values()).most_common(1)[0][0]
         for key, value in side.tensors().items():
             module, name = _split(key, ranks)
+            if "lora_B" in name and alphas[module] != common:
+                value = value * (alphas[module] / common)
             name = name.replace("lora_A", "lora_down").replace("lora_B", "lora_up")
-            put_[f"{kohya_name(side.name, module)}.{name}"] = value
+            tensors[f"{kohya_name(side.name, module)}.{name}"] = value
         for module, alpha in alphas.items():
-            put_[f"{kohya_name(side.name, module)}.alpha"] = torch.tensor(alpha)
-            _without_rank(put_, kohya_name(side.name, module), alpha / ranks[module])
-    return put_
+            alpha = common if side.adapter.kind == "lora" else alpha
+            tensors[f"{kohya_name(side.name, module)}.alpha"] = torch.tensor(alpha)
+            _without_rank(tensors, kohya_name(side.name, module), alpha / ranks[module])
+    return tensors
 
 
 def _split(key: str, modules: Mapping[str, Any]) -> tuple[str, str]:

@@ -76,8 +76,14 @@ def _sides(run: Run, task: Task) -> list[Side]:
 
 
 def _old(side: Side, key: str) -> str:
-    """CLIP's layers under the names that every version of diffusers knows."""
-    return f"text_model.{key.removeprefix('text_model.')}" if side.name == "text_encoder" else key
+    """CLIP's layers under the names that every version of diffusers knows.
+
+    There transformers loads them, which finds DoRA's lengths under their whole name alone.
+    """
+    if side.name != "text_encoder":
+        return key
+    end = ".weight" if key.endswith("lora_magnitude_vector") else ""
+    return f"text_model.{key.removeprefix('text_model.')}{end}"
 
 
 def _settings(side: Side) -> dict[str, Any]:
