@@ -29,6 +29,8 @@ class Batch:
     """bool, True where `tokens_BL` holds a token of the text."""
     fields: tuple[Mapping[str, Any], ...]
     """The sample's own JSON record: question, answer, whatever the shard carried."""
+    texts: tuple[str, ...] = ()
+    """What `tokens_BL` was made of, for encoders that have words of their own."""
     hole_B: Tensor | None = None
     """bool, True for rows that were left out (see `holes.py`): they keep their place and train
     nothing. None where there are none."""
@@ -48,14 +50,16 @@ class Batch:
     def take(self, first: int, last: int) -> "Batch":
         """Rows [first, last)."""
         part = self._map(lambda tensor: tensor[first:last])
-        return replace(part, keys=self.keys[first:last], fields=self.fields[first:last])
+        keys, fields = self.keys[first:last], self.fields[first:last]
+        return replace(part, keys=keys, fields=fields, texts=self.texts[first:last])
 
     def pick(self, row_S: Tensor) -> "Batch":
         """Rows by number, in any order and as often as they are named."""
         part = self._map(lambda tensor: tensor[row_S.to(tensor.device)])
         rows = row_S.tolist()
         keys, fields = (tuple(each[row] for row in rows) for each in (self.keys, self.fields))
-        return replace(part, keys=keys, fields=fields)
+        texts = tuple(self.texts[row] for row in rows) if self.texts else ()
+        return replace(part, keys=keys, fields=fields, texts=texts)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies overlap with compute when the source is pinned."""

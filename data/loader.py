@@ -224,6 +224,7 @@ class Loader:
             tokens_BL=tokens_BL,
             real_BL=real_BL,
             fields=tuple(row.fields for row in rows),
+            texts=tuple(row.text for row in rows),
             hole_B=torch.tensor(holes) if any(holes) else None,
             arrays={
                 **{name: _stack(rows, name, s) for name, s in self.recipe.arrays.items()},

@@ -61,7 +61,10 @@ def vqa_easy_lora() -> Run:
 
 
 RECIPES: dict[str, Callable[[], Run]] = {
+    "dit_b": pretraining.dit_b,
+    "ldm8_t2i": pretraining.ldm8_t2i,
     "ldm_tiny": pretraining.ldm_tiny,
+    "sd1_shapes": pretraining.sd1_shapes,
     "t2i_tiny20": pretraining.t2i_tiny20,
     "vlp_easy": pretraining.vlp_easy,
     "vqa_easy": vqa_easy,

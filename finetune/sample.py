@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import tokens
+from ..data import storage, tokens
 from ..data.tokens import Text
-from ..pretrain.checkpoint import open_checkpoint
+from ..pretrain.checkpoint import open_checkpoint, steps
 from ..pretrain.diffusion.generate import generate
 from ..pretrain.diffusion.sampling import Sampling
+from ..pretrain.objective import Denoised
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
@@ -93,3 +94,15 @@ def write(images_BHWC: Tensor, out: Path, first: int = 0) -> list[Path]:
 def named(prompt: str) -> str:
     """A prompt as a file's name: letters, digits and dashes, 60 at most."""
     return re.sub(r"[^\w]+", "-", prompt).strip("-")[:60] or "no-prompt"
+
+
+def newest(runs: str) -> str | None:
+    """The URL of the run of a denoiser below a folder that kept a checkpoint last, if any."""
+    found: list[tuple[str, str]] = []
+    for child in storage.children(runs):
+        place = RunDir(storage.join(runs, child))
+        if not storage.exists(place.at("recipe.yaml")) or not steps(place.url):
+            continue
+        if place.recipe(KINDS).model.gives is Denoised:
+            found.append((str(place.json("run.json").get("made", "")), place.url))
+    return max(found)[1] if found else None

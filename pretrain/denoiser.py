@@ -1,16 +1,21 @@
 """What all denoisers share: the first stage whose latents they work on, and the sizes they take."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
+from ..errors import RecipeError
+from .diffusion.context import FrozenContext
 from .encoder import Encoder
 from .first_stage import AnyFirstStage, FirstStage
 from .first_stages import Pixels
 from .frozen import Frozen
 from .model import Model
-from .objective import Denoised, Sizes, Words
+from .objective import Denoised, Sizes, View, Words
+from .reader import FrozenText
 
 
 class Denoiser(Model):
@@ -23,6 +28,13 @@ class Denoiser(Model):
     """Of the text states."""
     text_depth: int = Field(default=1, ge=0)
     """Blocks of the text encoder, which is trained too."""
+
+    texts: tuple[FrozenText, ...] = ()
+    """Frozen text encoders in place of its own; their states stand end to end."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes that `.cls` members number; they are told beside the text. A prompt that
+    is one of these names draws its class."""
 
     @property
     def cell(self) -> int:
@@ -40,12 +52,15 @@ class Denoiser(Model):
 
     @property
     def frozen(self) -> Mapping[str, Frozen]:
-        return {"first_stage": self.first_stage} if self.first_stage.places else {}
+        stage = {"first_stage": self.first_stage} if self.first_stage.places else {}
+        return {**stage, **{f"text.{n}": text.encoder for n, text in enumerate(self.texts)}}
 
     @property
     def encoders(self) -> Mapping[str, Encoder]:
         encoder = self.first_stage.encoder
-        return {encoder.kind: encoder} if encoder else {}
+        alone = self.texts if len(self.texts) == 1 else ()
+        found = [*([encoder] if encoder else []), *(text.encoder for text in alone)]
+        return {each.kind: each for each in found}
 
     @property
     def any_size(self) -> bool:
@@ -60,5 +75,40 @@ class Denoiser(Model):
             )
         return self
 
+    def frozen_context(self) -> FrozenContext:
+        """What puts the states of its frozen encoders into one sequence."""
+        widths, weights = zip(*((text.width, text.weight) for text in self.texts), strict=True)
+        return FrozenContext(widths, weights, self.width)
+
+    def class_of(self, fields: Mapping[str, Any], key: str) -> int:
+        """The number of a sample's class; that of none, len(classes), where it has none.
+
+        Raises:
+            RecipeError: there are not so many.
+        """
+        number = fields.get("cls", len(self.classes))
+        if not isinstance(number, int) or not 0 <= number <= len(self.classes):
+            raise RecipeError(
+                f"{key} is of class {number!r}; model.classes names {len(self.classes)}, numbered "
+                "from 0. List them all."
+            )
+        return number
+
     def sizes(self, words: Words) -> Sizes:
         return Sizes(width=self.width, vocabulary=words.size)
+
+
+def read_context(module: Any, view: View) -> tuple[Tensor, Tensor]:
+    """(states (B, L, D), which are real (B, L)) of what steers a denoiser with such parts."""
+    if view.contexts:
+        return module.context(view.contexts)
+    return module.context(module.words(view.tokens_BL), view.real_BL), view.real_BL
+
+
+def told_classes(view: View, classes: int) -> Tensor | None:
+    """Numbers of the rows' classes, `classes` for none; None where the model is not told any."""
+    if not classes:
+        return None
+    if view.classes_B is None:
+        return torch.full((len(view.image_BCHW),), classes, device=view.image_BCHW.device)
+    return torch.where(view.classes_B < 0, classes, view.classes_B)

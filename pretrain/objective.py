@@ -13,6 +13,7 @@ from ..config import Part
 from ..data.batch import Batch
 from ..errors import RecipeError
 from .diffusion.sampling import Ask, Normals, Sampling
+from .reader import States
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class View:
     an area is no region."""
     targets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What each objective hid, under its kind."""
+    contexts: tuple[States, ...] = ()
+    """What frozen encoders say of the texts, where the model has any."""
+    classes_B: Tensor | None = None
+    """Number of each row's class, for models that are told it."""
     time_B: Tensor | None = None
     """How noised the image is, from 0 to 1000; None where no objective adds noise."""
 

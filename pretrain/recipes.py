@@ -107,5 +107,101 @@ def t2i_tiny20() -> Run:
     )
 
 
+def ldm8_t2i() -> Run:
+    """The text-to-image model of latent diffusion: 256 pixels, first stage at 1/8, its own text.
+
+    diptych train ldm8_t2i --shape node8      64 GPUs: some 30 days
+
+    Expected (Rombach et al. 2022; not run by us): FID 12.6 on COCO, 10 % of the captions dropped.
+    """
+    return Run(
+        name="ldm8_t2i",
+        model=models.Unet(
+            first_stage=first_stages.Autoencoder(weights="vae"),
+            image_size=256,
+            channels=(320, 640, 1280, 1280),
+            attends=(True, True, True, False),
+            layers=2,
+            heads=8,
+            groups=32,
+            width=1280,
+            text_depth=32,
+            tokens=77,
+        ),
+        objectives=(objectives.DenoisingDiffusion(schedule=_STABLE),),
+        data=_LAION,
+        optim=Optim(lr=1e-4, warmup_steps=10_000, decay="none"),
+        ema=Ema(decay=0.9999),
+        batch=680,
+        steps=390_000,
+        log_steps=100,
+        checkpoint_steps=5_000,
+    )
+
+
+def sd1_shapes() -> Run:
+    """The shapes of Stable Diffusion 1: 512 pixels, 64 x 64 x 4 latents, text states of 768.
+
+    diptych train sd1_shapes --shape node8    256 GPUs: some 20 days
+
+    Expected (not run by us): that of ldm8_t2i or better, with 10 % of the captions dropped.
+    """
+    return Run(
+        name="sd1_shapes",
+        model=models.Unet(
+            first_stage=first_stages.Autoencoder(weights="vae"),
+            image_size=512,
+            channels=(320, 640, 1280, 1280),
+            attends=(True, True, True, False),
+            layers=2,
+            heads=8,
+            groups=32,
+            width=768,
+            text_depth=12,
+            tokens=77,
+        ),
+        objectives=(objectives.DenoisingDiffusion(schedule=_STABLE),),
+        data=_LAION,
+        optim=Optim(lr=1e-4, warmup_steps=10_000, decay="none"),
+        ema=Ema(decay=0.9999),
+        batch=2048,
+        steps=430_000,
+        log_steps=100,
+        checkpoint_steps=5_000,
+    )
+
+
+def dit_b() -> Run:
+    """DiT-B/2 with text: 256 pixels, 32 x 32 x 4 latents in patches of 2, a rectified flow.
+
+    diptych train dit_b --shape node8         8 GPUs: some 10 days
+
+    Expected (not run by us): better the longer it trains, with 10 % of the captions dropped.
+    """
+    return Run(
+        name="dit_b",
+        model=models.Dit(
+            first_stage=first_stages.Autoencoder(weights="vae"),
+            image_size=256,
+            patch=2,
+            width=768,
+            depth=12,
+            heads=12,
+            text_depth=4,
+            tokens=77,
+        ),
+        objectives=(objectives.RectifiedFlow(),),
+        data=_LAION,
+        optim=Optim(lr=1e-4, warmup_steps=1_000, decay="none"),
+        ema=Ema(decay=0.9999),
+        batch=256,
+        steps=400_000,
+        log_steps=100,
+        checkpoint_steps=5_000,
+    )
+
+
+_LAION = Data(train="s3://my-bucket/laion", tokenizer="s3://my-bucket/laion/tokenizer.json")
+"""Your own pairs of image and text: --set data.train=... and so on."""
 _STABLE = Schedule(shape="scaled_linear", beta_start=0.00085, beta_end=0.012)
 """Of Stable Diffusion."""

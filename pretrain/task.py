@@ -14,6 +14,7 @@ from ..errors import RecipeError
 from .first_stage import Held, Moments
 from .model import Model
 from .objective import Objective, Score, View, Words
+from .reader import Reader, States
 
 
 class Losses(NamedTuple):
@@ -53,6 +54,8 @@ class Task(nn.Module):
         self.frozen = model.frozen
         self.stage = Held(model.stage) if model.stage else None
         """No submodule: no engine and no checkpoint has it."""
+        self.readers = tuple(map(Reader, getattr(model, "texts", ())))
+        """Frozen text encoders; no submodules either."""
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
         self.base: str | None = None
         """Digest of the weights that adapters stand on; None where there are no adapters."""
@@ -60,9 +63,16 @@ class Task(nn.Module):
         """Parameters that adapters use outside the module that they belong to."""
 
     @property
+    def anchor(self) -> Tensor:
+        """A parameter of the model: its device and type are the task's."""
+        return next(iter(self.model.parameters()))
+
+    @property
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Parameters that others use outside the module that they belong to."""
-        return tuple({id(p): p for p in (self.model.words.weight, *self.kept)}.values())
+        words = getattr(self.model, "words", None)
+        used = [*([words.weight] if words is not None else []), *self.kept]
+        return tuple({id(p): p for p in used}.values())
 
     def recompute(self) -> None:
         """Has the model compute activations again in the backward pass rather than keep them.
@@ -79,8 +89,8 @@ class Task(nn.Module):
 
     def look(self, batch: Batch) -> View:
         """The whole batch, nothing hidden; its images as latents where there is a first stage."""
-        batch = batch.to(self.model.words.weight.device)
-        dtype = self.model.words.weight.dtype
+        batch = batch.to(self.anchor.device)
+        dtype = self.anchor.dtype
         if self.stage is None:
             return self.view(batch, batch.image_BCHW.to(dtype) / 127.5 - 1.0)
         if batch.image_BCHW.is_meta:  # `plan` asks: a latent's shape is all there is of it
@@ -97,16 +107,38 @@ class Task(nn.Module):
         """A batch on the task's device with what the model is to see as its images."""
         shape, device = (batch.rows, self.sizes.regions), image_BCHW.device
         features_BNF, boxes_BN4 = self.spec.look(batch.arrays) or (None, None)
+        contexts = tuple(self._states(number, batch) for number in range(len(self.readers)))
         return View(
             batch=batch,
             image_BCHW=image_BCHW,
             tokens_BL=batch.tokens_BL,
             real_BL=batch.real_BL,
+            contexts=contexts,
+            classes_B=self._classes(batch),
             hidden_BN=torch.zeros(shape, dtype=torch.bool, device=device),
             matched_B=torch.ones(batch.rows, dtype=torch.bool, device=device),
             features_BNF=features_BNF,
             boxes_BN4=boxes_BN4,
         )
+
+    def _classes(self, batch: Batch) -> Tensor | None:
+        """Number of each row's class, where the model is told it."""
+        if not getattr(self.spec, "classes", ()):
+            return None
+        pairs = zip(batch.fields, batch.keys, strict=True)
+        numbers = [self.spec.class_of(fields, key) for fields, key in pairs]
+        return torch.tensor(numbers, device=batch.draws_B.device)
+
+    def _states(self, number: int, batch: Batch) -> States:
+        """What a frozen encoder says of the texts of a batch."""
+        reader = self.readers[number]
+        if batch.tokens_BL.is_meta:  # `plan` asks: shapes are all there is
+            shape = batch.tokens_BL.shape
+            states_BLD = self.anchor.new_empty((*shape, reader.record.width))
+            return States(states_BLD, batch.real_BL, states_BLD[0])
+        if "text" in batch.arrays:
+            return reader.known(batch.arrays["text"], batch.arrays["text.real"], self.anchor)
+        return reader.read(batch.texts, self.anchor)
 
     def scores(self, batch: Batch) -> tuple[Any, dict[str, Score]]:
         """What the model gives in one pass, and each objective's verdict on it."""
@@ -120,7 +152,7 @@ class Task(nn.Module):
         """Losses of a batch. Equal rows a rank make the mean over ranks the global mean."""
         seen, scores = self.scores(batch)
         holes_B = seen.view.batch.hole_B
-        total = torch.zeros((), device=self.model.words.weight.device)
+        total = torch.zeros((), device=self.anchor.device)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for objective in self.objectives:
             score = scores[objective.kind]

@@ -3,6 +3,7 @@
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,24 @@ def test_a_grid_has_every_image_in_its_place() -> None:
     assert sheet[2, 2, 0] == 10
     assert sheet[8, 2 + 8, 0] == 14
     assert sheet[8, 2 + 16, 0] == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_classes_are_told_and_dropped_with_the_text(model: str, text: Text, rows: Rows) -> None:
+    run = recipe(model, "ddpm", "model.classes=[cat, dog]", "objectives.ddpm.drop=0.5")
+    task, batch = make(run, text), rows(16)
+    batch = replace(batch, fields=tuple({"cls": number % 2} for number in range(16)))
+    losses = task(batch)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    shown = task.objectives[0].hide(task.look(batch), task.words)
+    assert shown.classes_B is not None
+    kept_B = shown.classes_B >= 0
+    assert 2 < int(kept_B.sum()) < 14
+    empty_B = shown.tokens_BL.eq(text.encode([""])[0]).all(1)
+    assert torch.equal(empty_B, ~kept_B)
+    how = FAST.model_copy(update={"negative": "none"})
+    cat, dog = (generate(task, text, [name], how) for name in ("cat", "dog"))
+    assert not torch.equal(cat, dog)
+    with pytest.raises(RecipeError, match=r"of class 3; model.classes names 2"):
+        task(replace(batch, fields=({"cls": 3}, *batch.fields[1:])))

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from diptych.__main__ import app
@@ -81,11 +82,14 @@ def test_a_recipe_can_be_planned(
     manifest = dataset([samples(50), samples(30, first=50)])
     storage.write(str(tmp_path / "tokenizer.json"), tokens.learn(["a red circle"], 100).encode())
     here = [f"--set=data.train={tmp_path}/set", f"--set=data.tokenizer={tmp_path}/tokenizer.json"]
+    batch = min(80, RECIPES[name]().batch)
+    here += [f"--set=batch={batch}"]
     done = CliRunner().invoke(app, ["plan", name, *here, "--json"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
-    run = RECIPES[name]()
-    task = run.task(tokens.load(f"{tmp_path}/tokenizer.json", run.model.tokens))
+    run = RECIPES[name]().model_copy(update={"batch": batch})
+    with torch.device("meta"):
+        task = run.task(tokens.load(f"{tmp_path}/tokenizer.json", run.model.tokens))
     assert facts["parameters"] == sum(p.numel() for p in task.parameters())
     assert facts["samples"] == 80
     assert facts["data digest"] == manifest.digest

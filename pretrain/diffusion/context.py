@@ -4,10 +4,13 @@ B rows, L tokens, S = any sequence, D width.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..reader import States
 
 
 class Attention(nn.Module):
@@ -50,6 +53,28 @@ class TextContext(nn.Module):
             x_BLD = x_BLD + attend(normed, normed, real_BL)
             x_BLD = x_BLD + think(self.norms[2 * number + 1](x_BLD))
         return self.norms[-1](x_BLD)
+
+
+class FrozenContext(nn.Module):
+    """States of frozen encoders -> one sequence (B, L, D), end to end, each times its weight.
+
+    A single encoder of the right width goes in as it is, as in Stable Diffusion.
+    """
+
+    def __init__(self, widths: Sequence[int], weights: Sequence[float], width: int) -> None:
+        super().__init__()
+        alone = len(widths) == 1
+        self.weights = tuple(weights)
+        self.enter = nn.ModuleList(
+            nn.Identity() if alone and each == width else nn.Linear(each, width) for each in widths
+        )
+
+    def forward(self, contexts: Sequence[States]) -> tuple[Tensor, Tensor]:
+        sequences = [
+            weight * enter(states.tokens_BLD)
+            for weight, enter, states in zip(self.weights, self.enter, contexts, strict=True)
+        ]
+        return torch.cat(sequences, 1), torch.cat([states.real_BL for states in contexts], 1)
 
 
 def waves(values: Tensor, width: int, longest: float = 10_000.0) -> Tensor:

@@ -142,7 +142,7 @@ def asked(
         copies = 2 if guided else 1
         shown = replace(
             view,
-            image_BCHW=x.repeat(copies, 1, 1, 1).to(task.model.words.weight.dtype),
+            image_BCHW=x.repeat(copies, 1, 1, 1).to(task.anchor.dtype),
             time_B=time_B.repeat(copies),
         )
         said = task.model(shown).said_BCHW.float()
@@ -156,6 +156,7 @@ def asked(
 
 def _told(task: Task, text: Text, texts: list[str], keys_B: Tensor) -> tuple[Batch, Tensor]:
     """A batch of texts without images, and nothing in the images' place."""
+    named = {name: number for number, name in enumerate(denoiser(task).classes)}
     tokens_BL, real_BL = text.encode(texts)
     batch = Batch(
         keys=tuple(str(place) for place in range(len(texts))),
@@ -163,8 +164,9 @@ def _told(task: Task, text: Text, texts: list[str], keys_B: Tensor) -> tuple[Bat
         image_BCHW=torch.empty((len(texts), 3, 0, 0), dtype=torch.uint8),
         tokens_BL=tokens_BL,
         real_BL=real_BL,
-        fields=tuple({} for _ in texts),
-    ).to(task.model.words.weight.device)
+        fields=tuple({"cls": named[each]} if each in named else {} for each in texts),
+        texts=tuple(texts),
+    ).to(task.anchor.device)
     return batch, batch.image_BCHW.float()
 
 
@@ -176,7 +178,7 @@ def _drawn(
     how: Sampling,
     told: Callable[[int], None],
 ) -> Tensor:
-    device = task.model.words.weight.device
+    device = task.anchor.device
 
     def normals(name: str) -> Tensor:
         drawn = normal(keys_B, name, math.prod(shape))

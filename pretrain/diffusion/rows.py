@@ -38,7 +38,14 @@ def drop_text(view: View, words: Words, purpose: str, share: float) -> View:
         view,
         tokens_BL=torch.where(drop_B1, tokens_BL, view.tokens_BL),
         real_BL=torch.where(drop_B1, real_BL, view.real_BL),
+        classes_B=_forgotten(view.classes_B, drop_B1[:, 0]),
+        contexts=tuple(states.dropped(drop_B1[:, 0]) for states in view.contexts),
     )
+
+
+def _forgotten(classes_B: Tensor | None, drop_B: Tensor) -> Tensor | None:
+    """Class numbers with -1, which stands for none, in some rows."""
+    return None if classes_B is None else torch.where(drop_B, -1, classes_B)
 
 
 def empty_text(tokens_BL: Tensor, words: Words) -> tuple[Tensor, Tensor]:

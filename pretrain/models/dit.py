@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, read_context, told_classes
 from ..diffusion.context import Attention, TextContext, waves
 from ..objective import Denoised, View, Words
 
@@ -45,15 +45,20 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         width, self.patch = spec.width, spec.patch
         values = spec.first_stage.channels * spec.patch**2
-        self.words = nn.Embedding(vocabulary, width)
-        self.context = TextContext(width, spec.tokens, spec.text_depth, spec.heads)
+        if spec.texts:
+            self.context: nn.Module = spec.frozen_context()
+        else:
+            self.words = nn.Embedding(vocabulary, width)
+            self.context = TextContext(width, spec.tokens, spec.text_depth, spec.heads)
+            nn.init.normal_(self.words.weight, std=0.02)
         self.enter = nn.Linear(values, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = len(spec.classes)
+        self.kinds = nn.Embedding(self.classes + 1, width) if spec.classes else None
         self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.steer = nn.Linear(width, 2 * width)
         self.leave = nn.Linear(width, values)
-        nn.init.normal_(self.words.weight, std=0.02)
         for layer in (self.steer, self.leave):  # says 0 at first
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -62,14 +67,16 @@ class DiffusionTransformer(nn.Module):
         image_BCHW, time_B = view.image_BCHW, view.time_B
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
-        context_BLD = self.context(self.words(view.tokens_BL), view.real_BL)
+        context_BLD, real_BL = read_context(self, view)
         rows, columns = (side // self.patch for side in image_BCHW.shape[2:])
         values_BPV = F.unfold(image_BCHW, self.patch, stride=self.patch).transpose(1, 2)
         x_BPD = self.enter(values_BPV) + self._places(rows, columns, values_BPV)
         steer_BD = self.time(waves(time_B, x_BPD.shape[2]).to(x_BPD.dtype))
-        steer_BD = steer_BD + _mean(context_BLD, view.real_BL)
+        steer_BD = steer_BD + _mean(context_BLD, real_BL)
+        if self.kinds is not None:
+            steer_BD = steer_BD + self.kinds(told_classes(view, self.classes))
         for block in self.blocks:
-            x_BPD = block(x_BPD, F.silu(steer_BD), context_BLD, view.real_BL)
+            x_BPD = block(x_BPD, F.silu(steer_BD), context_BLD, real_BL)
         shift, scale = self.steer(F.silu(steer_BD))[:, None].chunk(2, dim=2)
         said_BPV = self.leave(self.norm(x_BPD) * (1 + scale) + shift)
         said_BVP = said_BPV.transpose(1, 2)
@@ -77,7 +84,7 @@ class DiffusionTransformer(nn.Module):
 
     def _places(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """(P, D): waves of row and column, so that other sizes have their places too."""
-        half = self.words.embedding_dim // 2
+        half = self.enter.out_features // 2
         y = torch.arange(rows, device=like.device).repeat_interleave(columns)
         x = torch.arange(columns, device=like.device).repeat(rows)
         return torch.cat([waves(y, half), waves(x, half)], 1).to(like.dtype)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, read_context, told_classes
 from ..diffusion.context import TextContext
 from ..objective import Denoised, View, Words
 
@@ -65,8 +65,13 @@ class ConditionalUnet(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # for seconds
 
         super().__init__()
-        self.words = nn.Embedding(vocabulary, spec.width)
-        self.context = TextContext(spec.width, spec.tokens, spec.text_depth, spec.heads)
+        self.classes = len(spec.classes)
+        if spec.texts:
+            self.context: nn.Module = spec.frozen_context()
+        else:
+            self.words = nn.Embedding(vocabulary, spec.width)
+            self.context = TextContext(spec.width, spec.tokens, spec.text_depth, spec.heads)
+            nn.init.normal_(self.words.weight, std=0.02)
         down = [_DOWN[attends] for attends in spec.levels]
         up = [_UP[attends] for attends in reversed(spec.levels)]
         made: Any = UNet2DConditionModel(
@@ -79,19 +84,20 @@ class ConditionalUnet(nn.Module):
             cross_attention_dim=spec.width,
             attention_head_dim=spec.heads,  # diffusers means the number of heads
             norm_num_groups=spec.groups,
+            num_class_embeds=len(spec.classes) + 1 if spec.classes else None,
         )
         self.unet = made
-        nn.init.normal_(self.words.weight, std=0.02)
 
     def forward(self, view: View) -> Denoised:
         image_BCHW, time_B = view.image_BCHW, view.time_B
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
-        context_BLD = self.context(self.words(view.tokens_BL), view.real_BL)
+        context_BLD, real_BL = read_context(self, view)
         said = self.unet(
             image_BCHW,
             time_B,
             encoder_hidden_states=context_BLD,
-            encoder_attention_mask=view.real_BL,
+            encoder_attention_mask=real_BL,
+            class_labels=told_classes(view, self.classes),
         )
         return Denoised(view, said.sample)
