@@ -15,6 +15,8 @@ from .job import Pulse
 from .shapes import Shape
 
 _PLACE_S = 120.0
+_WARM = 5
+"""So many times as long may hosts take that have a place and import torch on a busy machine."""
 _SILENT_S = 60.0
 _ANSWER_S = 10.0
 _TICK_S = 0.2
@@ -84,7 +86,8 @@ class Crew:
                 return sorted(ready, key=lambda member: member.node)[: fit[0]]
             if stopping():
                 raise Stopped
-            if waited > max(_PLACE_S, self.shape.wait_s):
+            patience = _WARM if self._coming() else 1
+            if waited > max(_PLACE_S, self.shape.wait_s) * patience:
                 raise ClusterError(
                     f"no room for {sizes[-1]} workers of {self.shape.cpus_per_worker} CPUs and "
                     f"{self.shape.gpus_per_worker} GPUs within {waited:.0f} s; the cluster has "

@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import requests
+from ray.util import get_node_ip_address
 
 from ..errors import ClusterError
 from . import auth
@@ -36,7 +38,7 @@ class Node(NamedTuple):
 
 def up(
     *,
-    ip: str,
+    ip: str | None,
     port: int,
     dashboard_host: str,
     dashboard_port: int,
@@ -54,8 +56,12 @@ def up(
     shown = "127.0.0.1" if dashboard_host in ("127.0.0.1", "0.0.0.0") else dashboard_host
     auth.ensure_token()
     address = f"http://{shown}:{dashboard_port}"
+    # A folder of its own: Ray's jobs connect to the newest cluster of the folder that they are in.
+    words += [f"--temp-dir={tempfile.gettempdir()}/diptych-{os.getuid()}-{port}"]
     words += _has(ip, cpus, gpus)
-    return _insist(words, f"{ip}:{port}", address, f"{address}/api/gcs_healthz")
+    return _insist(
+        words, f"{ip or get_node_ip_address()}:{port}", address, f"{address}/api/gcs_healthz"
+    )
 
 
 def join(head: str, *, ip: str | None, cpus: int | None, gpus: int | None) -> Node:

@@ -12,8 +12,8 @@ Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs to offer; by default
 
 def up(
     ip: Annotated[
-        str, typer.Option(help="Of this machine, as other nodes reach it; by default none can.")
-    ] = "127.0.0.1",
+        str | None, typer.Option(help="Of this machine, as other nodes reach it; Ray finds one.")
+    ] = None,
     port: Annotated[int, typer.Option(help="That other nodes join.")] = 6379,
     dashboard_host: Annotated[
         str, typer.Option(help="Where the dashboard listens, and with it the job API.")
@@ -49,7 +49,7 @@ def up(
         "a run:       diptych submit RECIPE --cluster auto",
         "the end:     diptych down",
     ]
-    for line in say if ip != "127.0.0.1" else [say[0], *say[2:]]:
+    for line in say:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
