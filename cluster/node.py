@@ -152,6 +152,7 @@ def _start(words: list[str], gcs: str, dashboard: str) -> Node:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(auth.token_path()),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # ranks are what the machine is for
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Jobs say `python` and Ray says `pip`: those of this environment.
         "PATH": os.pathsep.join([bin_, os.environ.get("PATH", "")]),
