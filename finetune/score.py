@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,8 +36,8 @@ class Finished:
 
     @property
     def recipe(self) -> Recipe:
-        """How a test sample becomes a row."""
-        return self.run.rows
+        """How a test sample becomes a row; hints are drawn of it, since caches are of others."""
+        return replace(self.run.rows, hints={})
 
     def batches(self, limit: int | None = None, rows: int = 256) -> Iterator[Batch]:
         """Every test sample once, or the first `limit`."""

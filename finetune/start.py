@@ -93,10 +93,12 @@ def fresh_task(run: Run, text: Text) -> Task:
     if run.text_from:
         start_words(task.model, run.text_from)
     if run.start_from:
-        begin(task, run.start_from, averaged=bool(run.adapters))
+        begin(task, run.start_from, averaged=bool(run.adapters or run.control))
         _require_words(run.start_from, text, run.new_words)
     torch.manual_seed(run.seed)  # so that what adapters draw does not hang on the base
     adapt(task, run.adapters, text)
+    if task.control:
+        task.control.begin(task.model)
     return task
 
 

@@ -16,6 +16,19 @@ from .diffusion.sampling import Ask, Normals, Sampling
 from .reader import States
 
 
+class Asked(NamedTuple):
+    """What a U-Net is asked, as those that add to it from outside see it."""
+
+    x_BChw: Tensor
+    """Noised latents."""
+    time_B: Tensor
+    context_BLD: Tensor
+    """States of the text."""
+    real_BL: Tensor | None
+    classes_B: Tensor | None = None
+    """Of denoisers that are told classes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What the model is shown of a batch, after each objective hid its part."""
@@ -45,6 +58,8 @@ class View:
     """Number of each row's class, for models that are told it."""
     time_B: Tensor | None = None
     """How noised the image is, from 0 to 1000; None where no objective adds noise."""
+    steer: Callable[[Asked], Mapping[str, Any]] | None = None
+    """What is added inside a U-Net, as arguments of diffusers' own; see `control`."""
 
 
 def real_regions(view: View) -> Tensor | None:

@@ -10,6 +10,7 @@ from ..config import Kinds, Part, Record, override, parse, pick
 from ..data import storage
 from ..data.buckets import Buckets
 from ..data.cache import Cache, open_cache, require_same
+from ..data.hints import Wanted
 from ..data.holes import Budget
 from ..data.index import Manifest
 from ..data.join import Joined
@@ -19,10 +20,15 @@ from ..data.tokens import Text
 from ..data.transforms import Pixels
 from ..errors import RecipeError
 from .adapter import Adapter
+from .control import Control
 from .ema import Ema
+from .hint import Hint
 from .model import Model
 from .objective import Denoised, Objective, Words
 from .task import Task
+
+_OWN = "sample"
+"""In the place of a cache's URL: samples have their own."""
 
 
 class Source(Record):
@@ -60,6 +66,9 @@ class Data(Record):
     """How many damaged samples are stepped over."""
     pixels: Pixels = Pixels()
     """How images are resized, cropped and flipped."""
+    hints: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Caches of hints by their kind: a folder, or one for each source; `sample` where every sample
+    has its own, as `kind.npy`. Others are drawn of the pictures as they come."""
 
     @field_validator("caches")
     @classmethod
@@ -71,6 +80,16 @@ class Data(Record):
     def _place(cls, url: Any) -> Any:
         """Whole URLs, since a worker may run in another folder; a hub's name stays a name."""
         return _whole(url) if isinstance(url, str) else url
+
+    @field_validator("hints")
+    @classmethod
+    def _caches(cls, hints: dict[str, Any]) -> dict[str, Any]:
+        many = {name: urls for name, urls in hints.items() if not isinstance(urls, str)}
+        one = {name: urls for name, urls in hints.items() if isinstance(urls, str)}
+        return {
+            **{name: url if url == _OWN else storage.absolute(url) for name, url in one.items()},
+            **{name: tuple(storage.absolute(url) for url in urls) for name, urls in many.items()},
+        }
 
     @model_validator(mode="after")
     def _sound(self) -> "Data":
@@ -136,6 +155,8 @@ class Run(Record):
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data, instead of `steps`."""
     seed: int = Field(default=0, ge=0)
+    control: Annotated[Control, _part(Control, "control")] | None = None
+    """Train this beside the model of `start_from`, and nothing else: ControlNet, T2I-Adapter."""
     start_from: str | None = None
     """A finished run whose weights this one starts from; heads of other objectives are left out."""
     text_from: str | None = None
@@ -178,6 +199,13 @@ class Run(Record):
                 f"data.buckets.sizes {odd[0]} is not a multiple of {self.model.multiple}, as model "
                 f"{self.model.kind!r} needs"
             )
+        if self.control and not self.start_from:
+            raise ValueError("control is trained beside a finished model; name its run: start_from")
+        if unread := [name for name in self.data.hints if name not in self._hints]:
+            raise ValueError(
+                f"data.hints names {unread[0]!r}, which nothing reads; the control's hint is "
+                f"{', '.join(self._hints) or 'none'}"
+            )
         if self.checkpoint_steps % self.log_steps:
             raise ValueError(
                 f"checkpoint_steps {self.checkpoint_steps} is not a multiple of log_steps "
@@ -205,7 +233,7 @@ class Run(Record):
 
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""
-        return Task(self.model, self.objectives, self.words(text))
+        return Task(self.model, self.objectives, self.words(text), self.control)
 
     @property
     def rows(self) -> Rows:
@@ -217,7 +245,26 @@ class Run(Record):
             needs=self.model.needs,
             pixels=self.data.pixels,
             arrays=self._arrays(),
+            hints=self._wanted(),
         )
+
+    @property
+    def _hints(self) -> dict[str, Hint]:
+        """The hints that are read, by name."""
+        return {self.control.hint.kind: self.control.hint} if self.control else {}
+
+    def _wanted(self) -> dict[str, Wanted]:
+        """What the loader brings of them; what it does not is drawn of the pictures."""
+        found: dict[str, Wanted] = {}
+        for name, urls in self.data.hints.items():
+            hint = self._hints[name]
+            if urls == _OWN:
+                found[name] = Wanted(channels=hint.channels)
+            else:
+                expect = {"encoder": hint.kind, "encoder_digest": hint.digest()}
+                many = (urls,) if isinstance(urls, str) else urls
+                found[name] = Wanted(channels=hint.channels, urls=many, expect=expect)
+        return found
 
     def _arrays(self) -> dict[str, tuple[int, int]]:
         """Shapes of the .npy members that model and objectives read, by name."""

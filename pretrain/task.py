@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batch import Batch
 from ..errors import RecipeError
+from .control import Control, Port
 from .first_stage import Held, Moments
 from .model import Model
 from .objective import Objective, Score, View, Words
@@ -46,7 +47,13 @@ def _total(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class Task(nn.Module):
     """Model and heads, joined. B rows, N regions."""
 
-    def __init__(self, model: Model, objectives: Sequence[Objective], words: Words) -> None:
+    def __init__(
+        self,
+        model: Model,
+        objectives: Sequence[Objective],
+        words: Words,
+        control: Control | None = None,
+    ) -> None:
         super().__init__()
         self.spec, self.objectives, self.words = model, tuple(objectives), words
         self.sizes = model.sizes(words)
@@ -61,6 +68,10 @@ class Task(nn.Module):
         """Digest of the weights that adapters stand on; None where there are no adapters."""
         self.kept: tuple[nn.Parameter, ...] = ()
         """Parameters that adapters use outside the module that they belong to."""
+        self.control = Port(control, model, self.model) if control else None
+        if self.control:  # it alone is trained
+            self.model.requires_grad_(False)
+            self.heads.requires_grad_(False)
 
     @property
     def anchor(self) -> Tensor:
@@ -143,6 +154,7 @@ class Task(nn.Module):
     def scores(self, batch: Batch) -> tuple[Any, dict[str, Score]]:
         """What the model gives in one pass, and each objective's verdict on it."""
         view = self.look(batch)
+        view = self.control.show(view) if self.control else view
         for objective in self.objectives:
             view = objective.hide(view, self.words)
         seen = self.model(view)

@@ -91,10 +91,13 @@ class Rank:
         self.settings = parse_run(values, KINDS, source="ranks")
         torch.manual_seed(0)
         words = Words(size=37, mask=3, special=(0, 1, 2, 3), empty=(1, 2))
-        task = Task(self.settings.model, self.settings.objectives, words)
+        run = self.settings
+        task = Task(run.model, run.objectives, words, run.control)
         for param in task.model.parameters():
             param.data += job.get("other_base", 0.0)
-        adapt(task, self.settings.adapters)
+        adapt(task, run.adapters)
+        if task.control:
+            task.control.begin(task.model)
         for name, param in task.named_parameters():
             if name.startswith(tuple(job.get("freeze", ()))):
                 param.requires_grad = False

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAIRS = ["errors", "config", "data", "pretrain", "finetune", "cluster", "__main__"]
 METHODS = [
+    "pretrain/controls",
     "pretrain/encoders",
     "pretrain/first_stages",
     "pretrain/models",

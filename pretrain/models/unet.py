@@ -11,7 +11,7 @@ from torch import nn
 
 from ..denoiser import Denoiser, read_context, told_classes
 from ..diffusion.context import TextContext
-from ..objective import Denoised, View, Words
+from ..objective import Asked, Denoised, View, Words
 
 _DOWN = {True: "CrossAttnDownBlock2D", False: "DownBlock2D"}
 _UP = {True: "CrossAttnUpBlock2D", False: "UpBlock2D"}
@@ -93,11 +93,14 @@ class ConditionalUnet(nn.Module):
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
         context_BLD, real_BL = read_context(self, view)
+        classes_B = told_classes(view, self.classes)
+        asked = Asked(image_BCHW, time_B, context_BLD, real_BL, classes_B)
         said = self.unet(
             image_BCHW,
             time_B,
             encoder_hidden_states=context_BLD,
             encoder_attention_mask=real_BL,
-            class_labels=told_classes(view, self.classes),
+            class_labels=classes_B,
+            **(view.steer(asked) if view.steer else {}),
         )
         return Denoised(view, said.sample)
