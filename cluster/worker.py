@@ -163,7 +163,7 @@ def open_plan(
         DataError: `data` is given, and the dataset's digest is another.
     """
     sources = [
-        Source(index.open_manifest(one.url), one.weight, name)
+        Source(index.open_manifest(one.url), one.weight, name, one.loss)
         for one, name in zip(run.data.sources, _names(run), strict=True)
     ]
     plan = Plan(sources, run.seed, run.batch, buckets=run.data.buckets, counted=counted)

@@ -38,6 +38,11 @@ class Batch:
     """What the recipe asked for of the sample's .npy members, (B, N, F) float32 by name, filled up
     with zeros to N; and of caches that were joined, `latent` (B, C, h, w) and the like: see
     `join.stacked`."""
+    source_B: Tensor | None = None
+    """int64, which source each row is of; None where all rows count alike in the loss."""
+    weight_B: Tensor | None = None
+    """float32, what each row's loss is multiplied by, so that the mean over rows is the sum over
+    sources of what each counts times the mean over its own rows."""
     hints: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Pictures beside the picture, (B, C, H, W) uint8 by name, cut and flipped like it; zeros for
     rows that were left out."""
@@ -77,6 +82,8 @@ class Batch:
             tokens_BL=move(self.tokens_BL),
             real_BL=move(self.real_BL),
             hole_B=None if self.hole_B is None else move(self.hole_B),
+            source_B=None if self.source_B is None else move(self.source_B),
+            weight_B=None if self.weight_B is None else move(self.weight_B),
             arrays={name: move(array) for name, array in self.arrays.items()},
             hints={name: move(hint) for name, hint in self.hints.items()},
         )

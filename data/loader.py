@@ -64,6 +64,7 @@ class Row:
     hints: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     cached: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """Of the caches that are joined."""
+    source: int = 0
 
 
 class Loader:
@@ -112,6 +113,7 @@ class Loader:
         self.ahead, self.threads, self.memory, self.pin = ahead, threads, memory, pin
         self.holes = holes or Holes(plan)
         self.hints = Hints(plan, recipe.hints)
+        self._weight_S = _weights(plan)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch)."""
@@ -162,7 +164,7 @@ class Loader:
         raw = blocks.raw(ref)
         shard, key = self.plan.label(ref), raw.record.key
         draw = draws.row_key(self.recipe.seed, ref.epoch, shard, key)
-        hole = Row(f"{shard}/{key}", draw, "", {}, hole=True)
+        hole = Row(f"{shard}/{key}", draw, "", {}, hole=True, source=ref.source)
         if self.holes.reason(ref, key):
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
             return hole
@@ -178,7 +180,14 @@ class Loader:
             return hole
         text = str(_text(found, self.recipe) or "")
         return Row(
-            f"{shard}/{key}", draw, text, found["fields"], arrays=arrays, hints=hints, cached=cached
+            f"{shard}/{key}",
+            draw,
+            text,
+            found["fields"],
+            arrays=arrays,
+            hints=hints,
+            cached=cached,
+            source=ref.source,
         )
 
     def _put_image(
@@ -217,6 +226,9 @@ class Loader:
             tokens_BL, real_BL = tokens_BL[:, :longest], real_BL[:, :longest]
         holes = [row.hole for row in rows]
         cached = stacked([row.cached for row in rows])
+        source_B = (
+            torch.tensor([row.source for row in rows]) if self._weight_S is not None else None
+        )
         batch = Batch(
             keys=tuple(row.key for row in rows),
             draws_B=torch.tensor([row.draw for row in rows]),
@@ -226,6 +238,8 @@ class Loader:
             fields=tuple(row.fields for row in rows),
             texts=tuple(row.text for row in rows),
             hole_B=torch.tensor(holes) if any(holes) else None,
+            source_B=source_B,
+            weight_B=None if self._weight_S is None else self._weight_S[source_B],
             arrays={
                 **{name: _stack(rows, name, s) for name, s in self.recipe.arrays.items()},
                 **cached,
@@ -304,6 +318,16 @@ def _arrays(found: dict[str, Any], recipe: Recipe, where: str) -> dict[str, np.n
         if not np.isfinite(taken[name]).all():
             raise ShardError(f"{where}: {name}.npy holds values that are not finite.")
     return taken
+
+
+def _weights(plan: Plan) -> Tensor | None:
+    """What a row of each source is multiplied by in the loss: what the source counts, over its
+    share of the rows. None where no source says."""
+    if all(source.loss is None for source in plan.sources):
+        return None
+    counts = [1.0 if source.loss is None else source.loss for source in plan.sources]
+    shares = plan.mix.slots / plan.mix.slots.sum()
+    return torch.tensor([c / s for c, s in zip(counts, shares.tolist(), strict=True)])
 
 
 def _stack(rows: Sequence[Row], name: str, shape: tuple[int, int]) -> Tensor:

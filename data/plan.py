@@ -29,6 +29,8 @@ class Source(NamedTuple):
     weight: float = 1.0
     name: str = ""
     """Stands before a shard's name in keys and ledgers, where several sources could share one."""
+    loss: float | None = None
+    """What the mean loss of its own rows counts in the whole; None where all rows count alike."""
 
 
 class Ref(NamedTuple):

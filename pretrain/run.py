@@ -40,6 +40,9 @@ class Source(Record):
     """Share of the rows, relative to the other sources'."""
     caches: tuple[str, ...] = ()
     """Folders that `data precompute` made of it, to train from instead of images or texts."""
+    loss: float | None = Field(default=None, ge=0)
+    """What the mean loss of its rows counts in the sum over sources, 1 for those that do not say;
+    DreamBooth's prior preservation has lambda here. By default all rows count alike."""
 
     @field_validator("url", "caches")
     @classmethod
@@ -159,6 +162,9 @@ class Run(Record):
     """Train this beside the model of `start_from`, and nothing else: ControlNet, T2I-Adapter."""
     start_from: str | None = None
     """A finished run whose weights this one starts from; heads of other objectives are left out."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that stay as `start_from` has them, such as
+    `model.words` and `model.context`, a denoiser's text encoder."""
     text_from: str | None = None
     """A folder of a BERT-like model of transformers, whose words and text layers are begun with."""
     log_steps: int = Field(default=10, ge=1)
@@ -199,6 +205,8 @@ class Run(Record):
                 f"data.buckets.sizes {odd[0]} is not a multiple of {self.model.multiple}, as model "
                 f"{self.model.kind!r} needs"
             )
+        if self.freeze and not self.start_from:
+            raise ValueError("freeze leaves weights as they begin; name a run to start_from")
         if self.control and not self.start_from:
             raise ValueError("control is trained beside a finished model; name its run: start_from")
         if unread := [name for name in self.data.hints if name not in self._hints]:
@@ -233,7 +241,15 @@ class Run(Record):
 
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""
-        return Task(self.model, self.objectives, self.words(text), self.control)
+        task = Task(self.model, self.objectives, self.words(text), self.control)
+        for start in self.freeze:
+            named = [p for name, p in task.named_parameters() if name.startswith(start)]
+            if not named:
+                some = ", ".join(sorted({n.rpartition(".")[0] for n, _ in task.named_parameters()}))
+                raise RecipeError(f"freeze: no parameter begins with {start!r}. There are: {some}.")
+            for param in named:
+                param.requires_grad_(False)
+        return task
 
     @property
     def rows(self) -> Rows:
@@ -249,21 +265,22 @@ class Run(Record):
         )
 
     @property
-    def _hints(self) -> dict[str, Hint]:
-        """The hints that are read, by name."""
-        return {self.control.hint.kind: self.control.hint} if self.control else {}
+    def _hints(self) -> dict[str, Hint | None]:
+        """The hints that are read, by name; a mask of the loss is drawn by nobody."""
+        found: dict[str, Hint | None] = {}
+        if self.control:
+            found[self.control.hint.kind] = self.control.hint
+        return {**found, "mask": None} if self.model.gives is Denoised else found
 
     def _wanted(self) -> dict[str, Wanted]:
         """What the loader brings of them; what it does not is drawn of the pictures."""
         found: dict[str, Wanted] = {}
         for name, urls in self.data.hints.items():
             hint = self._hints[name]
-            if urls == _OWN:
-                found[name] = Wanted(channels=hint.channels)
-            else:
-                expect = {"encoder": hint.kind, "encoder_digest": hint.digest()}
-                many = (urls,) if isinstance(urls, str) else urls
-                found[name] = Wanted(channels=hint.channels, urls=many, expect=expect)
+            expect = {"encoder": hint.kind, "encoder_digest": hint.digest()} if hint else {}
+            many = () if urls == _OWN else (urls,) if isinstance(urls, str) else urls
+            channels = hint.channels if hint else 1
+            found[name] = Wanted(channels=channels, urls=many, expect=expect)
         return found
 
     def _arrays(self) -> dict[str, tuple[int, int]]:

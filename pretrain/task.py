@@ -163,17 +163,33 @@ class Task(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """Losses of a batch. Equal rows a rank make the mean over ranks the global mean."""
         seen, scores = self.scores(batch)
-        holes_B = seen.view.batch.hole_B
+        holes_B, weight_B = seen.view.batch.hole_B, seen.view.batch.weight_B
         total = torch.zeros((), device=self.anchor.device)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for objective in self.objectives:
             score = scores[objective.kind]
             valid_B = score.valid_B if holes_B is None else score.valid_B & ~holes_B
             summed = (score.loss_B * valid_B).sum()
-            total = total + objective.weight * summed / batch.rows
+            weighted = summed
+            if weight_B is not None:
+                weighted = (score.loss_B * valid_B * weight_B).sum()
+                sums |= _by_source(objective.kind, score.loss_B, valid_B, seen.view.batch)
+            total = total + objective.weight * weighted / batch.rows
             sums[f"{objective.kind}.loss"] = (summed.detach(), valid_B.sum())
             sums[f"{objective.kind}.accuracy"] = (score.hits, score.tries)
             for name, (value_B, counts_B) in score.parts.items():
                 part_B = counts_B & valid_B
                 sums[f"{objective.kind}.{name}"] = ((value_B * part_B).sum(), part_B.sum())
         return Losses(total=total, sums=sums)
+
+
+def _by_source(
+    kind: str, loss_B: Tensor, valid_B: Tensor, batch: Batch
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The loss of the first and of all other sources apart, for `Losses.sums`."""
+    assert batch.source_B is not None  # it comes with the weights
+    first_B = batch.source_B == 0
+    return {
+        f"{kind}.loss.{name}": ((loss_B.detach() * part_B).sum(), part_B.sum())
+        for name, part_B in (("first", valid_B & first_B), ("others", valid_B & ~first_B))
+    }

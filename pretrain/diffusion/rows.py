@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...data.draws import normal, uniform
 from ..objective import Denoised, Score, View, Words
@@ -69,14 +70,29 @@ def by_time(error_B: Tensor, time_B: Tensor) -> Mapping[str, tuple[Tensor, Tenso
     return {f"mse.{number}": (error_B, bucket_B == number) for number in range(_BUCKETS)}
 
 
-def squared_error(said: Tensor, right: Tensor) -> Tensor:
-    """(B,) float32: the mean over a row's values."""
-    return (said.float() - right.float()).square().flatten(1).mean(1)
+def squared_error(said: Tensor, right: Tensor, mask_BHW: Tensor | None = None) -> Tensor:
+    """(B,) float32: the mean over a row's values; with a mask, over what lies under it, 0 where
+    nothing does."""
+    error_BCHW = (said.float() - right.float()).square()
+    if mask_BHW is None:
+        return error_BCHW.flatten(1).mean(1)
+    under_B = mask_BHW.flatten(1).mean(1)
+    return (error_BCHW.mean(1) * mask_BHW).flatten(1).mean(1) / under_B.clamp(min=1e-6)
+
+
+def mask(view: View) -> Tensor | None:
+    """(B, h, w) in [0, 1], as large as what is noised: how much of each cell lies under the mask
+    that came with the picture (`data.hints.mask`); None where none came."""
+    mask_B1HW = view.batch.hints.get("mask")
+    if mask_B1HW is None:
+        return None
+    size = view.image_BCHW.shape[2:]
+    return F.interpolate(mask_B1HW.float() / 255, size=size, mode="area")[:, 0]
 
 
 def score_denoised(seen: Denoised, right: Tensor, weight_B: Tensor | None = None) -> Score:
     """The squared error of each row, weighted; `parts` has it without weights, by time."""
-    error_B, time_B = squared_error(seen.said_BCHW, right), seen.view.time_B
+    error_B, time_B = squared_error(seen.said_BCHW, right, mask(seen.view)), seen.view.time_B
     assert time_B is not None  # `hide` put it there
     none = torch.zeros((), dtype=torch.long, device=error_B.device)
     return Score(

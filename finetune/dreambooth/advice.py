@@ -1,0 +1,63 @@
+"""When to stop: the most like the subject before the class is lost."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LIMIT = 0.25
+"""Drift that is borne: a quarter of the way from the class to the subject."""
+_ENOUGH = 0.02
+"""Of the room in similarity; less is no gain."""
+
+
+class Look(NamedTuple):
+    """What was measured after some steps."""
+
+    step: int
+    similarity: float
+    """Of pictures of the subject's prompt to the subject's own pictures."""
+    among: float
+    """Of those among themselves."""
+    drift: float
+    """Of pictures of the class prompt towards the subject; see `metrics.subject.drift`."""
+    diversity: float
+    """Of pictures of the class prompt, as a share of the base's."""
+
+
+class Advice(NamedTuple):
+    """Which step to take, and why."""
+
+    step: int
+    text: str
+
+
+def advise(looks: Sequence[Look], limit: float = LIMIT) -> Advice:
+    """The step with the highest similarity among those whose drift is within the limit.
+
+    The first look is of the base itself, step 0.
+    """
+    good = [look for look in looks if look.drift <= limit] or [min(looks, key=lambda k: k.drift)]
+    best, last = max(good, key=lambda look: (look.similarity, -look.step)), looks[-1]
+    room = max(last.among - looks[0].similarity, 1e-6)
+    gain = (last.similarity - best.similarity) / room
+    if best.step == 0:
+        text = (
+            f"No step made the subject more like itself within a drift of {limit:.0%}. Raise the "
+            "learning rate or the steps; check that the base knows the class."
+        )
+    elif best.step < last.step and last.drift > limit:
+        text = (
+            f"Stop at step {best.step}: similarity {best.similarity:.3f} at a drift of "
+            f"{best.drift:.0%}. By step {last.step} similarity is {last.similarity:.3f}, and "
+            f"{last.drift:.0%} of the way the class has become the subject. Prior preservation, "
+            "fewer steps or a lower learning rate keep it."
+        )
+    elif best.step < last.step and gain <= _ENOUGH:
+        text = f"Step {best.step} is as good as step {last.step}: fewer steps will do."
+    else:
+        grew = len(looks) > 2 and last.similarity - looks[-2].similarity > _ENOUGH * room
+        more = " It was still rising: more steps may help." if grew else ""
+        text = (
+            f"Take the last step, {best.step}: similarity {best.similarity:.3f}, drift "
+            f"{best.drift:.0%}, within {limit:.0%}.{more}"
+        )
+    return Advice(best.step, text)

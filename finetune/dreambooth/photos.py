@@ -1,0 +1,144 @@
+"""A person's pictures as a dataset: a plain folder, or tars, packed with one text for all.
+
+A mask beside a picture, `photo.mask.png` or `masks/photo.png`, white where the subject is, goes
+with it as `mask.npy`.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...config import digest
+from ...data import decode, index, storage
+from ...data.index import Manifest
+from ...data.items import Item, Members, Unreadable
+from ...data.pack import Shape, given, pack_items
+from ...data.pictures import Fit, ready
+from ...data.records import scan
+from ...data.sources.files import Folder
+from ...data.sources.tables import Columns
+from ...errors import DataError
+
+_MOST = 1000
+_MASK = re.compile(r"(^|/)masks/|\.mask\.(png|jpe?g|webp)$", re.IGNORECASE)
+_LONGEST = 1024
+
+
+def packed(source: str, out: str, text: str, *, only: str = "", masks: bool = False) -> Manifest:
+    """Packs a subject's pictures as one dataset; one that is there and the same is kept.
+
+    Args:
+        source: a folder of pictures, or of indexed tars, or one tar.
+        out: a folder for the tars.
+        text: every picture's caption.
+        only: of tars, the beginning of the keys to take, such as `dog2/`.
+        masks: every picture must have a mask; it comes with it.
+
+    Raises:
+        DataError: no pictures, far too many, one that is unreadable, or one without its mask.
+    """
+    items = [_titled(item, text, source, masks) for item in _items(source, only)]
+    if not items:
+        raise DataError(
+            f"{source} has no pictures (jpg, png or webp){f' below {only!r}' if only else ''}. "
+            "Name a folder of 3 to 30 pictures of one subject."
+        )
+    if len(items) > _MOST:
+        raise DataError(
+            f"{source} has {len(items)} pictures; a subject is learned from 3 to 30. "
+            "Name its own folder, or take part of the tars by their keys: --only dog2/."
+        )
+    meaning = {"text": text, "masks": masks, "stamps": digest({i.key: i.stamp for i in items})}
+    found = pack_items(
+        items,
+        storage.join(out, digest(meaning)),
+        Shape(samples=_MOST, skips=0),
+        change=lambda members: _ready(members),
+        meaning=meaning,
+    )
+    return index.build(found.urls)
+
+
+def _items(source: str, only: str) -> Iterator[Item]:
+    if source.endswith(".tar") or storage.exists(storage.join(source, "index")):
+        yield from _of_tars(source, only)
+        return
+    if not storage.is_local(source):
+        raise DataError(f"{source}: pictures in a bucket are read from tars; pack them first.")
+    path = storage.local_path(source)
+    if not path.is_dir():
+        raise DataError(f"{source} is no folder. Name one with 3 to 30 pictures of one subject.")
+    yield from (item for item in Folder(path, Columns()) if not _MASK.search(item.name))
+
+
+def _of_tars(source: str, only: str) -> Iterator[Item]:
+    urls = [source] if source.endswith(".tar") else storage.expand([f"{source}/*.tar"])
+    for url in urls:
+        with storage.open_read(url) as file, storage.explained(url):
+            for record, blobs in scan(file, shard=url):
+                images = [name for name in record.members if decode.is_image(name)]
+                if images and record.key.removeprefix("./").startswith(only):
+                    members = {"image": blobs[images[0]]}
+                    members |= {n: b for n, b in blobs.items() if n == "mask.npy"}
+                    item = given((record.key, {"image": members["image"]}))
+                    yield replace(item, load=lambda members=members: dict(members))
+
+
+def _titled(item: Item, text: str, source: str, masks: bool) -> Item:
+    """The input with its caption, and its mask where one is wanted."""
+
+    def load() -> Members:
+        members = item.load()
+        found: Members = {"image": members["image"], "txt": text.encode()}
+        found["json"] = json.dumps({"subject": True}).encode()
+        if masks:
+            found["mask"] = members.get("mask.npy") or _mask_of(source, item.name)
+        return found
+
+    return replace(item, load=load)
+
+
+def _mask_of(source: str, name: str) -> bytes:
+    """The bytes of a picture's mask.
+
+    Raises:
+        Unreadable: there is none.
+    """
+    home = storage.local_path(source)
+    stem = Path(name).with_suffix("")
+    for place in (
+        f"{stem}.mask.png",
+        f"masks/{stem.name}.png",
+        f"{stem.parent}/masks/{stem.name}.png",
+    ):
+        if (home / place).is_file():
+            return (home / place).read_bytes()
+    raise Unreadable("no mask", f"{name}: put {stem.name}.mask.png beside it")
+
+
+def _ready(members: Members) -> Members:
+    mask = members.pop("mask", None)
+    found = ready(members, Fit(longest=_LONGEST))
+    if mask is None:
+        return found
+    blob = next(data for name, data in found.items() if decode.is_image(name))
+    size = decode.image(blob)[1]
+    return {**found, "mask.npy": _as_array(mask, size)}
+
+
+def _as_array(mask: bytes, size: tuple[int, int]) -> bytes:
+    """An .npy file (H, W) uint8 of a mask, as large as its picture."""
+    if mask[:6] == b"\x93NUMPY":
+        pixels = decode.array(mask)
+    else:
+        pixels = np.asarray(Image.fromarray(decode.image(mask)[0]).convert("L"))
+    resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    np.save(file, np.asarray(resized, dtype=np.uint8), allow_pickle=False)
+    return file.getvalue()
