@@ -18,7 +18,6 @@ from ..data.loader import Recipe as Rows
 from ..data.plan import Plan
 from ..data.tokens import Text
 from ..data.transforms import Pixels
-from ..errors import RecipeError
 from .adapter import Adapter
 from .control import Control
 from .ema import Ema
@@ -162,9 +161,6 @@ class Run(Record):
     """Train this beside the model of `start_from`, and nothing else: ControlNet, T2I-Adapter."""
     start_from: str | None = None
     """A finished run whose weights this one starts from; heads of other objectives are left out."""
-    freeze: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that stay as `start_from` has them, such as
-    `model.words` and `model.context`, a denoiser's text encoder."""
     text_from: str | None = None
     """A folder of a BERT-like model of transformers, whose words and text layers are begun with."""
     log_steps: int = Field(default=10, ge=1)
@@ -205,8 +201,6 @@ class Run(Record):
                 f"data.buckets.sizes {odd[0]} is not a multiple of {self.model.multiple}, as model "
                 f"{self.model.kind!r} needs"
             )
-        if self.freeze and not self.start_from:
-            raise ValueError("freeze leaves weights as they begin; name a run to start_from")
         if self.control and not self.start_from:
             raise ValueError("control is trained beside a finished model; name its run: start_from")
         if unread := [name for name in self.data.hints if name not in self._hints]:
@@ -241,15 +235,7 @@ class Run(Record):
 
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""
-        task = Task(self.model, self.objectives, self.words(text), self.control)
-        for start in self.freeze:
-            named = [p for name, p in task.named_parameters() if name.startswith(start)]
-            if not named:
-                some = ", ".join(sorted({n.rpartition(".")[0] for n, _ in task.named_parameters()}))
-                raise RecipeError(f"freeze: no parameter begins with {start!r}. There are: {some}.")
-            for param in named:
-                param.requires_grad_(False)
-        return task
+        return Task(self.model, self.objectives, self.words(text), self.control)
 
     @property
     def rows(self) -> Rows:
