@@ -59,8 +59,10 @@ def wanted(text: str) -> Wanted:
     return found
 
 
-def open_control(place: RunDir, base: Painter, *, weights: Weights | None = None) -> Port:
-    """A finished control, put beside a base.
+def open_control(
+    place: RunDir, base: Painter, *, weights: Weights | None = None, step: int | None = None
+) -> Port:
+    """A finished control, put beside a base; its newest checkpoint, unless a step is named.
 
     Raises:
         RecipeError: the run trained no control, or it fits another kind of base.
@@ -72,7 +74,7 @@ def open_control(place: RunDir, base: Painter, *, weights: Weights | None = None
             f"{place.url} trained no control. Name a run of `diptych finetune control`."
         )
     port = Port(run.control, base.run.model, base.task.model)
-    checkpoint = open_checkpoint(place.url)
+    checkpoint = open_checkpoint(place.url, step)
     kind = WEIGHT if kept(checkpoint, weights) == "raw" else EMA
     shapes = {name: tuple(value.shape) for name, value in port.net.state_dict().items()}
     theirs = {name.removeprefix(_PREFIX): shape for name, shape in checkpoint.shapes.items()}

@@ -1,12 +1,12 @@
 """The recipe of a DreamBooth run: the base's own, with a subject's pictures and few settings."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from ...config import Record, plain
-from ...pretrain.run import Run, parse_run
+from ...pretrain.run import Run, revise
 from ..parts import KINDS
 from ..sample import Painter
 
@@ -82,7 +82,7 @@ def recipe(
     name: str,
     photos: str,
     prior: str | None,
-    other: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
 ) -> Run:
     """L = E|x - x^|^2 + lambda E|x_pr - x^_pr|^2, each mean over its own rows of every batch.
 
@@ -92,7 +92,7 @@ def recipe(
         name: of the new run.
         photos: URL of the subject's dataset.
         prior: URL of the class's; None without a prior.
-        other: fields of the recipe to set besides, such as an adapter.
+        settings: of the recipe, `path=value`.
 
     Raises:
         RecipeError: the settings do not go together.
@@ -115,7 +115,7 @@ def recipe(
     every = max(1, wishes.steps // wishes.looks)
     steps = every * max(1, round(wishes.steps / every))
     lr = wishes.lr or base.run.optim.lr / 10
-    settings = {
+    chosen = {
         "name": name,
         "objectives": [{**one, "drop": 0.0} for one in values["objectives"]],
         "data": data,
@@ -129,10 +129,12 @@ def recipe(
         "adapters": [wishes.trained],
         "control": None,
         "text_from": None,
-        "log_steps": 1 if every < 10 else every // (every // 10),
+        "log_steps": logged(every),
         "checkpoint_steps": every,
     }
-    whole = values | settings | dict(other or {})
-    if whole["checkpoint_steps"] % whole["log_steps"]:
-        whole["log_steps"] = 1
-    return parse_run(whole, KINDS, source=f"DreamBooth of {base.place.name}")
+    return revise(values | chosen, list(settings), KINDS, source=f"DreamBooth of {base.place.name}")
+
+
+def logged(every: int) -> int:
+    """Steps between rows of metrics: about ten rows for each checkpoint, and a divisor of its."""
+    return next(n for n in range(max(1, every // 10), every + 1) if every % n == 0)

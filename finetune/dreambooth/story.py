@@ -1,6 +1,6 @@
 """A DreamBooth run in order, training left to whoever calls: made ready, then told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...config import plain, to_yaml
@@ -10,10 +10,10 @@ from ...pretrain.diffusion.sampling import Sampling
 from ...pretrain.encoder import Opened
 from ...pretrain.run import Run
 from ...pretrain.rundir import RunDir
+from ..page import Page, render
 from ..sample import Painter
 from . import photos, prior
 from .advice import LIMIT, Advice, Look, advise
-from .page import Page, render
 from .recipe import Wishes, recipe
 from .watch import Watch, pictures
 
@@ -49,7 +49,7 @@ def ready(
     only: str = "",
     count: int = 8,
     cache: str | None = None,
-    other: dict[str, object] | None = None,
+    settings: Sequence[str] = (),
     told: Callable[[str], None] = lambda text: None,
 ) -> Ready:
     """Packs the pictures, has the base draw its class, and writes the recipe.
@@ -64,7 +64,7 @@ def ready(
         only: of tars, the beginning of the keys to take.
         count: pictures of each prompt at each look.
         cache: a folder for class pictures, which runs of one base share; beside the run by default.
-        other: more fields of the recipe.
+        settings: of the recipe, `path=value`.
         told: told what is being done.
     """
     told(f"packing {source}")
@@ -77,9 +77,8 @@ def ready(
         home = cache or storage.join(place.url.rpartition("/")[0], "class-pictures")
         many, text = wishes.class_images, wishes.class_prompt
         theirs = prior.drawn(base, text, many, home, how, masks=wishes.masks)
-    run = recipe(
-        base, wishes, place.name, _folder(mine), _folder(theirs) if theirs else None, other
-    )
+    folders = _folder(mine), _folder(theirs) if theirs else None
+    run = recipe(base, wishes, place.name, *folders, settings)
     watch = Watch(
         place,
         base,
