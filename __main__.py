@@ -15,6 +15,7 @@ from rich.console import Console
 
 from . import __version__
 from .cluster import node_verbs, plan_verb, run_verbs
+from .cluster.finetuning import app as finetune_app
 from .cluster.look import caption, retrieve, search
 from .cluster.options import RunArg, Runs, WeightsOpt
 from .cluster.verbs import data_precompute, sample
@@ -33,6 +34,7 @@ data_app.command("precompute")(data_precompute)
 data_app.command("answers")(data_answers)
 app.command()(verify)
 app.add_typer(data_app, name="data")
+app.add_typer(finetune_app, name="finetune")
 for verb in (plan_verb.plan, run_verbs.train, run_verbs.submit, run_verbs.resume):
     app.command()(verb)
 for verb in (run_verbs.jobs, run_verbs.logs, run_verbs.stop):

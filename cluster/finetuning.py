@@ -22,37 +22,53 @@ Features = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Of the recipe: optim.lr=1e-4.")]
 ShapeOpt = Annotated[str, typer.Option(help="A named shape (one, pair, gpu) or a YAML file.")]
+Adapter = Annotated[
+    Literal["full", "lora", "dora", "tokens"],
+    typer.Option(help="What is trained: all, matrices of low rank, or only a new word."),
+]
+Rank = Annotated[int, typer.Option(min=1, help="Of lora and dora.")]
+Identifier = Annotated[str, typer.Option(help="A rare word that will mean it.")]
+Prompt = Annotated[str, typer.Option(help="As the base's captions speak.")]
+Run = Annotated[str | None, typer.Option(help="Name or URL of the new run.")]
+Steps = Annotated[int, typer.Option(min=1, help="Of training.")]
+Rate = Annotated[float | None, typer.Option(help="By default the base's / 10; a control's / 2.")]
+Rows = Annotated[int | None, typer.Option(min=1, help="By default 8; a control's as the base's.")]
+Looks = Annotated[int, typer.Option(min=1, help="Grids of samples on the way.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Sampler = Annotated[str, typer.Option(help="STEPS,GUIDANCE of all samples.")]
+ClassWord = Annotated[str, typer.Option(help="What it is, as the base knows it: dog.")]
+Prior = Annotated[float, typer.Option(min=0, help="Weight of prior preservation; 0: none.")]
+ClassImages = Annotated[int, typer.Option(min=1, help="Of the class, drawn by the base, once.")]
+Masks = Annotated[bool, typer.Option(help="Learn what photo.mask.png shows white.")]
+Only = Annotated[str, typer.Option(help="Of tars: the beginning of the keys.")]
+Hint = Annotated[str, typer.Option(help="canny, soft_edges, scribble, palette; settings follow.")]
+Kind = Annotated[Literal["controlnet", "t2i_adapter"], typer.Option(help="Which network.")]
+Count = Annotated[int, typer.Option(min=2, help="Pictures of a grid.")]
 _POLL_S = 2.0
 
 
 @app.command("dreambooth")
 def dreambooth(
     source: Annotated[str, typer.Argument(help="A folder of 3 to 30 pictures, or tars.")],
-    class_word: Annotated[str, typer.Option(help="What it is, as the base knows it: dog.")],
+    class_word: ClassWord,
     base: Base,
     runs: Runs = "runs",
-    run: Annotated[str | None, typer.Option(help="Name or URL of the new run.")] = None,
-    identifier: Annotated[str, typer.Option(help="A rare word that will mean it.")] = "sks",
-    prompt: Annotated[str, typer.Option(help="As the base's captions speak.")] = (
-        "a {identifier} {word}"
-    ),
-    adapter: Annotated[
-        Literal["full", "lora", "dora", "tokens"],
-        typer.Option(help="What is trained: all, matrices of low rank, or only a new word."),
-    ] = "full",
-    rank: Annotated[int, typer.Option(min=1, help="Of lora and dora.")] = 4,
+    run: Run = None,
+    identifier: Identifier = "sks",
+    prompt: Prompt = "a {identifier} {word}",
+    adapter: Adapter = "full",
+    rank: Rank = 4,
     text_encoder: Annotated[bool, typer.Option(help="Train it too.")] = True,
-    prior: Annotated[float, typer.Option(min=0, help="Weight of prior preservation.")] = 1.0,
-    class_images: Annotated[int, typer.Option(min=1, help="Drawn by the base, once.")] = 100,
-    steps: Annotated[int, typer.Option(min=1)] = 400,
-    lr: Annotated[float | None, typer.Option(help="By default the base's / 10.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Half of them of the class.")] = 8,
-    masks: Annotated[bool, typer.Option(help="Learn what photo.mask.png shows white.")] = False,
-    only: Annotated[str, typer.Option(help="Of tars: the beginning of the keys.")] = "",
-    looks: Annotated[int, typer.Option(min=1, help="Grids of samples on the way.")] = 8,
-    sampling_steps: Annotated[int, typer.Option(min=1)] = 30,
-    guidance_scale: Annotated[float, typer.Option(min=0)] = 3.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    prior: Prior = 1.0,
+    class_images: ClassImages = 100,
+    steps: Steps = 400,
+    lr: Rate = None,
+    batch: Rows = None,
+    masks: Masks = False,
+    only: Only = "",
+    looks: Looks = 8,
+    sampling: Sampler = "30,3",
+    seed: Seed = 0,
     features: Features = None,
     settings: Set = None,
     shape: ShapeOpt = "one",
@@ -62,7 +78,7 @@ def dreambooth(
 
     In the run's folder: `samples/` with a grid for each look, `looks.jsonl`, and `result.html`, one
     file with grids before and after, curves, settings and advice. The same command goes on after
-    an interruption. Adapters: docs/finetune.md.
+    an interruption.
 
     Examples:
 
@@ -74,67 +90,75 @@ def dreambooth(
     """  # noqa: E501
     from ..config import parse
     from ..finetune.dreambooth.recipe import Wishes
-    from ..finetune.dreambooth.story import ready, tell
-    from ..finetune.sample import painter
-    from ..pretrain.diffusion.sampling import Sampling
-    from .jobs import find
 
     if adapter == "tokens" and not identifier.startswith("<"):
         identifier = f"<{identifier}>"
     wishes = {"class_word": class_word, "identifier": identifier, "prompt": prompt}
     wishes |= {"prior_loss_weight": prior, "class_images": class_images, "steps": steps, "lr": lr}
-    wishes |= {"batch": batch, "masks": masks, "looks": looks, "seed": seed}
+    wishes |= {"batch": batch or 8, "masks": masks, "looks": looks, "seed": seed}
     wishes |= {"adapter": _adapter(adapter, rank, identifier, class_word)}
     wishes |= {"text_encoder": text_encoder or adapter == "tokens"}
     wish = parse(Wishes, wishes, source="finetune dreambooth")
-    how = parse(
-        Sampling,
-        {"steps": sampling_steps, "guidance_scale": guidance_scale, "seed": seed},
-        source="finetune dreambooth",
-    )
+    name = run or f"dreambooth-{identifier.strip('<>')}-{class_word.replace(' ', '-')}-{seed}"
+    place = _place(name, runs)
+    how = _sampling(sampling, seed)
+    facts = _dreambooth(base, runs, source, place, wish, how, only, features, settings, shape)
+    show(facts, json_, title=place.name)
+
+
+def _dreambooth(
+    base: str,
+    runs: str,
+    source: str,
+    place: Any,
+    wish: Any,
+    how: Any,
+    only: str,
+    features: str | None,
+    settings: list[str] | None,
+    shape: str,
+) -> dict[str, Any]:
+    """Makes ready, trains under watch, tells; returns facts to show."""
+    from ..finetune.dreambooth.story import ready, tell
+    from ..finetune.sample import painter
+    from .jobs import find
+
     found = painter(find(base, runs))
-    place = _place(run or f"dreambooth-{found.place.name}-{identifier.strip('<>')}-{seed}", runs)
-    encoder = _encoder(features, found).open()
     made = ready(
         found,
         source,
         place,
         wish,
-        encoder,
+        _encoder(features, found).open(),
         how=how,
         only=only,
         settings=settings or [],
         told=lambda text: console.print(text, highlight=False, soft_wrap=True),
     )
     with _watched(made.watch.catch_up):
-        _train(made.run, shape, place.url, looks)
+        _train(made.run, shape, place.url, wish.looks)
     advice, url = tell(made)
-    rows = made.watch.looks()
+    last = made.watch.looks()[-1]
     facts = {"run": place.url, "page": url, "advised step": advice.step}
-    facts |= {f"{name}, last": getattr(rows[-1], name) for name in ("similarity", "drift")}
-    show({**facts, "advice": advice.text}, json_, title=place.name)
+    facts |= {"similarity, last": last.similarity, "drift, last": last.drift}
+    return {**facts, "advice": advice.text}
 
 
 @app.command("control")
 def control(
     data: Annotated[str, typer.Argument(help="Folder of indexed tars: pictures with captions.")],
     base: Base,
-    hint: Annotated[
-        str, typer.Option(help="canny, soft_edges, scribble, palette; settings behind commas.")
-    ] = "canny",
-    kind: Annotated[
-        Literal["controlnet", "t2i_adapter"], typer.Option(help="Which network.")
-    ] = "controlnet",
+    hint: Hint = "canny",
+    kind: Kind = "controlnet",
     runs: Runs = "runs",
-    run: Annotated[str | None, typer.Option(help="Name or URL of the new run.")] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
-    lr: Annotated[float | None, typer.Option(help="By default half of the base's.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="By default the base's.")] = None,
-    looks: Annotated[int, typer.Option(min=1, help="Grids of samples on the way.")] = 8,
-    count: Annotated[int, typer.Option(min=2, help="Pictures of a grid.")] = 16,
-    sampling_steps: Annotated[int, typer.Option(min=1)] = 30,
-    guidance_scale: Annotated[float, typer.Option(min=0)] = 3.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    run: Run = None,
+    steps: Steps = 1000,
+    lr: Rate = None,
+    batch: Rows = None,
+    looks: Looks = 8,
+    count: Count = 16,
+    sampling: Sampler = "30,3",
+    seed: Seed = 0,
     settings: Set = None,
     shape: ShapeOpt = "one",
     json_: Json = False,
@@ -150,31 +174,40 @@ def control(
 
         diptych finetune control ./photos --hint canny,low=50,high=120 --kind t2i_adapter --base t2i_tiny20 --steps 2000
     """  # noqa: E501
-    from ..config import parse
     from ..data import storage
     from ..finetune import steering
     from ..finetune.sample import painter
-    from ..pretrain.diffusion.sampling import Sampling
     from .jobs import find
 
     found = painter(find(base, runs))
     name, *options = hint.split(",")
     values = {"kind": kind, "hint": {"kind": name, **override({}, options)}}
-    place = _place(run or f"{kind}-{found.place.name}-{name}-{seed}", runs)
+    place = _place(run or f"{kind}-{name}-{seed}", runs)
     recipe = steering.recipe(
         found, place.name, storage.absolute(data), values, steps=steps, batch=batch, lr=lr,
         looks=looks, seed=seed, settings=settings or [],
     )  # fmt: skip
     assert recipe.control is not None
-    sampling = {"steps": sampling_steps, "guidance_scale": guidance_scale, "seed": seed}
-    how = parse(Sampling, sampling, source="finetune control")
     asked = steering.exam(found, recipe.data.test or data, recipe.control.hint, count)
+    how = _sampling(sampling, seed)
     watch = steering.ControlWatch(place, found, recipe.control.hint, asked, how)
     with _watched(watch.catch_up):
         _train(recipe, shape, place.url, looks)
     rows = watch.catch_up()
     url = steering.tell(watch, recipe)
     show({"run": place.url, "page": url, **rows[-1]._asdict()}, json_, title=place.name)
+
+
+def _sampling(text: str, seed: int) -> Any:
+    from ..config import parse
+    from ..errors import RecipeError
+    from ..pretrain.diffusion.sampling import Sampling
+
+    steps, _, guidance = text.partition(",")
+    if not steps.isdecimal() or not guidance.replace(".", "", 1).isdecimal():
+        raise RecipeError(f"--sampling {text!r} is not STEPS,GUIDANCE. Write --sampling 30,3.")
+    values = {"steps": int(steps), "guidance_scale": float(guidance), "seed": seed}
+    return parse(Sampling, values, source="--sampling")
 
 
 def _adapter(kind: str, rank: int, identifier: str, class_word: str) -> dict[str, Any]:

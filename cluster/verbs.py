@@ -2,13 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..data.cache import Dtype
 from ..data.verbs import Json, bar, show
 from ..errors import RecipeError
+
+Weights = Annotated[
+    Literal["ema", "raw"] | None,
+    typer.Option(help="Moving average, or last weights; the average where there is one."),
+]
+Control = Annotated[
+    list[str] | None, typer.Option(help="RUN=PICTURE[@WEIGHT]: what steers; several add up.")
+]
+AsIs = Annotated[bool, typer.Option("--as-is", help="Pictures of --control are hints already.")]
 
 
 def data_precompute(
@@ -102,20 +111,22 @@ def sample(
     threshold: Annotated[
         float | None, typer.Option(help="Dynamic thresholding of pixels: 0.995.")
     ] = None,
-    weights: Annotated[
-        Literal["ema", "raw"] | None,
-        typer.Option(help="Moving average, or last weights; the average where there is one."),
-    ] = None,
+    weights: Weights = None,
     step: Annotated[int | None, typer.Option(help="Which checkpoint; the newest.")] = None,
+    control: Control = None,
+    as_is: AsIs = False,
     json_: Json = False,
 ) -> None:
     """Draw images from a diffusion run: PNG files and a grid, a row for each prompt.
 
+    --control names runs of `diptych finetune control`, or the hint's kind where RUN is one itself.
     The size may be another than in training: such networks are convolutional.
 
     Examples:
 
         diptych sample t2i_tiny20 --prompt "a school bus" --prompt "a goldfish" --n 8
+
+        diptych sample t2i_tiny20 --prompt "teapot" --control canny-run=photo.png --control palette-run=photo.png@0.5
 
         diptych sample s3://b/runs/ldm --prompt "a mountain" --size 512x256 --steps 20 --sampler DPMSolverMultistepScheduler
     """  # noqa: E501
@@ -127,5 +138,8 @@ def sample(
     values |= {"seed": seed, "negative": negative, "spacing": spacing, "threshold": threshold}
     values |= {"size": _size(size) if size else None}
     how = parse(Sampling, values, source="sample")
-    facts, folder = draw(run, runs, prompt, n, how, out=out, weights=weights, step=step)
+    facts, folder = draw(
+        run, runs, prompt, n, how, out=out, weights=weights, step=step, controls=control or [],
+        as_is=as_is,
+    )  # fmt: skip
     show(facts, json_, title=folder)

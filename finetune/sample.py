@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import storage, tokens
 from ..data.tokens import Text
 from ..pretrain.checkpoint import open_checkpoint, steps
-from ..pretrain.diffusion.generate import generate
+from ..pretrain.diffusion.generate import Change, generate
 from ..pretrain.diffusion.sampling import Sampling
 from ..pretrain.objective import Denoised
 from ..pretrain.run import Run
@@ -40,10 +40,11 @@ class Painter:
         how: Sampling | None = None,
         *,
         first: int = 0,
+        change: Change = lambda view: view,
         told: Callable[[int], None] = lambda looks: None,
     ) -> Tensor:
         """uint8 images (B, H, W, 3); see `generate`."""
-        return generate(self.task, self.text, prompts, how, first=first, told=told)
+        return generate(self.task, self.text, prompts, how, first=first, change=change, told=told)
 
 
 def painter(place: RunDir, *, weights: Weights | None = None, step: int | None = None) -> Painter:

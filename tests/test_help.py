@@ -56,7 +56,7 @@ def test_help_of_a_verb_has_examples(verb: tuple[str, ...]) -> None:
 def test_help_of_a_group_lists_its_verbs(verb: tuple[str, ...]) -> None:
     said = help_of(*verb)
     below = [each for each in VERBS if each[:-1] == verb]
-    assert len(below) > 3
+    assert len(below) > 1
     for each in below:
         summary = (VERBS[each].help or "").strip().partition("\n")[0].replace("`", "")
         assert re.search(rf"\b{each[-1]}\b", said)
