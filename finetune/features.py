@@ -13,8 +13,8 @@ _BATCH = 64
 
 
 def features(encoder: Opened, images_NHWC: Tensor) -> Tensor:
-    """(N, D) float32: `features` of an encoder, the mean of its `regions`, or its `latent` in
-    quarters.
+    """(N, D) float32: `features` of an encoder, the mean of its `regions`, or its `latent` or
+    `palette` in quarters.
 
     Raises:
         RecipeError: it gives nothing of these.
@@ -27,14 +27,14 @@ def features(encoder: Opened, images_NHWC: Tensor) -> Tensor:
 
 
 def _pooled(arrays: dict[str, Sequence[np.ndarray]], name: str) -> Tensor:
-    for kind in ("features", "image"):
-        if kind in arrays:
-            return torch.from_numpy(np.stack(list(arrays[kind]))).float()
+    if "features" in arrays:
+        return torch.from_numpy(np.stack(list(arrays["features"]))).float()
     if "regions" in arrays:
         return torch.stack([torch.from_numpy(each).float().mean(0) for each in arrays["regions"]])
-    if "latent" in arrays:
-        latent = torch.from_numpy(np.stack(list(arrays["latent"]))).float()
-        return torch.nn.functional.adaptive_avg_pool2d(latent, 2).flatten(1)
+    coarse = [name for name in ("latent", "palette") if name in arrays]
+    if coarse:
+        cells_NChw = torch.from_numpy(np.stack(list(arrays[coarse[0]]))).float()
+        return torch.nn.functional.adaptive_avg_pool2d(cells_NChw, 2).flatten(1)
     raise RecipeError(
         f"the encoder {name} gives {', '.join(sorted(arrays))}, which are no features of pictures. "
         "Name one that gives `features`, `regions` or `latent`: grid, clip, taef2."
