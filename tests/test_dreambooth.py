@@ -161,7 +161,7 @@ def test_a_plain_folder_becomes_a_dataset(folder: Path, tmp_path: Path, text: Te
     other = photos.packed(str(folder), str(tmp_path / "out"), "another text")
     assert other.digest != found.digest
     (folder / "masks" / "2.png").unlink()
-    with pytest.raises(DataError, match=r"no mask.*put 2.mask.png beside it|no mask"):
+    with pytest.raises(DataError, match="no mask"):
         photos.packed(str(folder), str(tmp_path / "more"), "a sks thing", masks=True)
 
 
@@ -173,7 +173,7 @@ def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
         photos.packed(str(tmp_path / "empty"), str(tmp_path / "out"), "x")
     picture(tmp_path / "bad" / "a.png", 3)
     (tmp_path / "bad" / "b.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="b.jpg|1 of 2"):
+    with pytest.raises(DataError, match=r"b\.jpg"):
         photos.packed(str(tmp_path / "bad"), str(tmp_path / "out"), "x")
 
 

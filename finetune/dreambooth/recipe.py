@@ -104,7 +104,7 @@ def recipe(
     batch = wishes.batch + (wishes.batch % 2 if len(sources) > 1 else 0)  # halves, to the row
     size = base.run.model.image_size
     data = values["data"] | {
-        "train": sources if len(sources) > 1 else photos,
+        "train": sources,
         "test": None,
         "tokenizer": base.place.at("tokenizer.json"),
         "text": "txt",
