@@ -201,6 +201,8 @@ class Run(Record):
                 f"data.buckets.sizes {odd[0]} is not a multiple of {self.model.multiple}, as model "
                 f"{self.model.kind!r} needs"
             )
+        if self.control and self.adapters:
+            raise ValueError("control leaves its base as it is; train adapters in a run before it")
         if self.control and not self.start_from:
             raise ValueError("control is trained beside a finished model; name its run: start_from")
         if unread := [name for name in self.data.hints if name not in self._hints]:

@@ -1,4 +1,4 @@
-"""DreamBooth: both means of the loss, masks, pictures of a person and of the class, advice, page."""
+"""DreamBooth: both means of the loss, masks, pictures of a person and of a class, advice."""
 
 import json
 from collections.abc import Callable, Sequence
