@@ -7,6 +7,7 @@ KILLS ?= 10
 BENCH := PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks
 
 .PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery chaos chaos-save install format clean
+.PHONY: reproduce-dreambooth reproduce-control
 
 demo: install
 	$(BIN)/diptych demo
@@ -40,6 +41,16 @@ bench-engine: install
 # From SIGKILL to the next step, and from submitting to the first, beside torchrun and Ray Train.
 bench-recovery: install
 	OMP_NUM_THREADS=1 $(BENCH).recovery $(ARGS)
+
+# Resumable, in parts: `make reproduce-dreambooth BASE=runs/t2i_tiny20 MINUTES=25`, again and again.
+BASE ?= runs/t2i_tiny20
+MINUTES ?= 25
+
+reproduce-dreambooth: install
+	$(BENCH).personal dreambooth --base $(BASE) --minutes $(MINUTES) $(ARGS)
+
+reproduce-control: install
+	$(BENCH).personal control --base $(BASE) --minutes $(MINUTES) $(ARGS)
 
 install: $(VENV)/installed
 
