@@ -12,7 +12,7 @@ from ..config import override
 from ..data.verbs import Json, show
 
 app = typer.Typer(no_args_is_help=True, help="Make a finished run your own: a subject, a control.")
-console = Console()
+console = Console(stderr=True)
 
 Runs = Annotated[str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder of runs.")]
 Base = Annotated[str, typer.Option(help="A finished text-to-image run: its name or URL.")]
@@ -31,7 +31,9 @@ Identifier = Annotated[str, typer.Option(help="A rare word that will mean it.")]
 Prompt = Annotated[str, typer.Option(help="As the base's captions speak.")]
 Run = Annotated[str | None, typer.Option(help="Name or URL of the new run.")]
 Steps = Annotated[int, typer.Option(min=1, help="Of training.")]
-Rate = Annotated[float | None, typer.Option(help="By default the base's / 10; a control's / 2.")]
+Rate = Annotated[
+    float | None, typer.Option(help="By default as it suits the base and what is trained.")
+]
 Rows = Annotated[int | None, typer.Option(min=1, help="By default 8; a control's as the base's.")]
 Looks = Annotated[int, typer.Option(min=1, help="Grids of samples on the way.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]

@@ -71,6 +71,7 @@ def recipe(
         "name": name,
         "objectives": objectives,
         "control": control,
+        "adapters": [],
         "data": values["data"] | {"train": data, "tokenizer": base.place.at("tokenizer.json")},
         "optim": values["optim"] | {"lr": lr or base.run.optim.lr / 2, "warmup_steps": 20},
         "batch": batch or base.run.batch,

@@ -11,6 +11,11 @@ from ..parts import KINDS
 from ..sample import Painter
 
 
+RATES = {"full": 0.1, "tokens": 10.0}
+"""Learning rates as shares of the base's own: whole weights move little, a word's vector far, and
+matrices of low rank as the base's weights did."""
+
+
 class Wishes(Record):
     """What a person may choose; the defaults suit a handful of pictures."""
 
@@ -27,7 +32,7 @@ class Wishes(Record):
     """Pictures of the class that the base draws."""
     steps: int = Field(default=400, ge=1)
     lr: float | None = Field(default=None, gt=0)
-    """By default a tenth of the base's own."""
+    """By default the base's own times what suits the adapter: see `RATES`."""
     batch: int = Field(default=8, ge=1)
     """Rows of a step; half of them are of the class, where there is a prior."""
     adapter: dict[str, Any] = Field(default_factory=lambda: {"kind": "full"})
@@ -114,7 +119,7 @@ def recipe(
     }
     every = max(1, wishes.steps // wishes.looks)
     steps = every * max(1, round(wishes.steps / every))
-    lr = wishes.lr or base.run.optim.lr / 10
+    lr = wishes.lr or base.run.optim.lr * RATES.get(wishes.adapter.get("kind", "full"), 1.0)
     chosen = {
         "name": name,
         "objectives": [{**one, "drop": 0.0} for one in values["objectives"]],
