@@ -10,7 +10,6 @@ from ...pretrain.run import Run, revise
 from ..parts import KINDS
 from ..sample import Painter
 
-
 RATES = {"full": 0.1, "tokens": 10.0}
 """Learning rates as shares of the base's own: whole weights move little, a word's vector far, and
 matrices of low rank as the base's weights did."""
