@@ -173,7 +173,7 @@ def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
         photos.packed(str(tmp_path / "empty"), str(tmp_path / "out"), "x")
     picture(tmp_path / "bad" / "a.png", 3)
     (tmp_path / "bad" / "b.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"b\.jpg"):
+    with pytest.raises(DataError, match="1 of 2 inputs cannot be packed"):
         photos.packed(str(tmp_path / "bad"), str(tmp_path / "out"), "x")
 
 
@@ -213,12 +213,15 @@ def test_measures_are_what_they_say() -> None:
     assert found.among == pytest.approx(0.8)
     assert found.similarity > subject.fidelity(far, subject_MD).similarity
     assert subject.drift(far, far, subject_MD) == pytest.approx(0)
-    assert subject.drift(subject_MD, far, subject_MD) == pytest.approx((0.9 - 0.3) / (0.8 - 0.3))
+    assert subject.drift(subject_MD, far, subject_MD) == pytest.approx(1)
     assert subject.diversity(near) == pytest.approx(0, abs=1e-6)
     assert subject.diversity(torch.eye(3)) == pytest.approx(1)
     assert subject.moved(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(1)
-    with pytest.raises(DataError, match="does not tell them apart"):
-        subject.drift(far, subject_MD[:1].repeat(2, 1), subject_MD)
+    half = (subject_MD.mean(0) + far[0]) / 2  # half of the way, but for its length
+    assert 0.2 < subject.drift(half[None], far, subject_MD) < 0.8
+    assert subject.drift(-subject_MD, far, subject_MD) < 0
+    with pytest.raises(DataError, match="does not tell the subject"):
+        subject.drift(far, subject_MD, subject_MD)
     with pytest.raises(DataError, match="2 or more of a prompt"):
         subject.diversity(near[:1])
 

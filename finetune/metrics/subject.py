@@ -51,23 +51,26 @@ def diversity(made_ND: Tensor) -> float:
 def drift(after_ND: Tensor, before_ND: Tensor, subject_MD: Tensor) -> float:
     """How far pictures of the class have moved to the subject: 0 not at all, 1 all the way.
 
-    (s(after) - s(before)) / (s(subject) - s(before)), with s the mean similarity to the subject's
-    pictures: language drift as a share (DreamBooth, 3.2). Below 0 they have moved away.
+    Language drift (DreamBooth, 3.2) as a share: the mean of the class before, after, and that of the
+    subject are three points, and the second is projected on the line from the first to the third.
+    Below 0 the class has moved away.
 
     Args:
         after_ND: pictures of the class prompt, made by the tuned model.
         before_ND: the same prompt and noise, by its base.
         subject_MD: of the subject.
+
+    Raises:
+        DataError: the base's pictures of the class are the subject's, to this encoder.
     """
-    before, among = fidelity(before_ND, subject_MD)
-    after, _ = fidelity(after_ND, subject_MD)
-    room = among - before
-    if room <= 1e-6:
+    before_D, after_D, subject_D = (_unit(f).mean(0) for f in (before_ND, after_ND, subject_MD))
+    way_D = subject_D - before_D
+    length = float(way_D @ way_D)
+    if length < 1e-12:
         raise DataError(
-            f"the base's pictures of the class are as like the subject ({before:.3f}) as its own "
-            f"pictures are among themselves ({among:.3f}): this encoder does not tell them apart."
+            "this encoder does not tell the subject from the base's class: name another."
         )
-    return (after - before) / room
+    return float((after_D - before_D) @ way_D) / length
 
 
 def moved(after_ND: Tensor, before_ND: Tensor) -> float:
