@@ -51,9 +51,9 @@ def diversity(made_ND: Tensor) -> float:
 def drift(after_ND: Tensor, before_ND: Tensor, subject_MD: Tensor) -> float:
     """How far pictures of the class have moved to the subject: 0 not at all, 1 all the way.
 
-    Language drift (DreamBooth, 3.2) as a share: the mean of the class before, after, and that of the
-    subject are three points, and the second is projected on the line from the first to the third.
-    Below 0 the class has moved away.
+    Language drift (DreamBooth, 3.2) as a share: the means of the class before, of the class after
+    and of the subject are three points, and the second is projected on the line from the first to
+    the third. Below 0 the class has moved away.
 
     Args:
         after_ND: pictures of the class prompt, made by the tuned model.
