@@ -72,7 +72,8 @@ def recipe(
         "objectives": objectives,
         "control": control,
         "adapters": [],
-        "data": values["data"] | {"train": data, "tokenizer": base.place.at("tokenizer.json")},
+        "data": values["data"]
+        | {"train": data, "caches": [], "tokenizer": base.place.at("tokenizer.json")},
         "optim": values["optim"] | {"lr": lr or base.run.optim.lr / 2, "warmup_steps": 20},
         "batch": batch or base.run.batch,
         "steps": every * max(1, round(steps / every)),

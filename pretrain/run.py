@@ -18,6 +18,7 @@ from ..data.loader import Recipe as Rows
 from ..data.plan import Plan
 from ..data.tokens import Text
 from ..data.transforms import Pixels
+from ..errors import RecipeError
 from .adapter import Adapter
 from .control import Control
 from .ema import Ema

@@ -110,6 +110,7 @@ def recipe(
     data = values["data"] | {
         "train": sources,
         "test": None,
+        "caches": [],
         "tokenizer": base.place.at("tokenizer.json"),
         "text": "txt",
         "buckets": {},
