@@ -219,7 +219,7 @@ def test_measures_are_what_they_say() -> None:
     assert subject.moved(torch.eye(2), torch.eye(2).flip(0)) == pytest.approx(1)
     half = (subject_MD.mean(0) + far[0]) / 2  # half of the way, but for its length
     assert 0.2 < subject.drift(half[None], far, subject_MD) < 0.8
-    assert subject.drift(-subject_MD, far, subject_MD) < 0
+    assert subject.drift(torch.tensor([[-0.6, 0.8]]), far, subject_MD) < 0
     with pytest.raises(DataError, match="does not tell the subject"):
         subject.drift(far, subject_MD, subject_MD)
     with pytest.raises(DataError, match="2 or more of a prompt"):
