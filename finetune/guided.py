@@ -88,7 +88,7 @@ def open_control(
         )
     state = checkpoint.weights(kind)
     port.net.load_state_dict({name.removeprefix(_PREFIX): value for name, value in state.items()})
-    return port.to(base.task.model.words.weight.device).eval()
+    return port.to(base.task.anchor.device).eval()
 
 
 def hint_of(hint: Hint, picture: str | Image.Image | np.ndarray, size: tuple[int, int]) -> Tensor:

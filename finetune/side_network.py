@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import to_yaml
 from ..data.batch import Batch
 from ..pretrain.control import Port
+from ..pretrain.denoiser import read_context
 from ..pretrain.objective import Asked
 from ..pretrain.run import Run
 from ..pretrain.task import Task
@@ -34,8 +35,8 @@ def look(task: Task, batch: Batch) -> tuple[Asked, Tensor]:
     hint = port.hint(view).float() / 255
     if hint.shape[1] != port.record.channels:
         hint = hint.expand(-1, port.record.channels, -1, -1)
-    context_BLD = task.model.context(task.model.words(view.tokens_BL), view.real_BL)
-    return Asked(view.image_BCHW, view.time_B, context_BLD, view.real_BL), hint
+    context_BLD, real_BL = read_context(task.model, view)
+    return Asked(view.image_BCHW, view.time_B, context_BLD, real_BL), hint
 
 
 def keep_looks(out: Path, asked: Asked, hint_BCHW: Tensor, outputs: Mapping[str, Tensor]) -> None:
