@@ -1,5 +1,6 @@
 """This machine as a node of a Ray cluster that asks for a token: `up`, `join`, `down`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -87,14 +88,25 @@ def down() -> str:
     node = running()
     if node is None:
         raise ClusterError("no node runs here that `diptych up` or `diptych join` started.")
-    family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-    family[0].send_signal(signal.SIGTERM)
+    psutil.Process(node.pid).send_signal(signal.SIGTERM)
+    count = _end(node.pid)
+    _record().unlink(missing_ok=True)
+    return f"ended {count} processes of the node at {node.gcs}"
+
+
+def _end(pid: int) -> int:
+    """Waits for all processes of a node, and ends those that stay; they share a session."""
+    family: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):  # it has just ended, or is hidden from us
+            if os.getsid(process.pid) == pid:
+                family.append(process)
     _, alive = psutil.wait_procs(family, timeout=_END_S)
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=_END_S)
-    _record().unlink(missing_ok=True)
-    return f"ended {len(family)} processes of the node at {node.gcs}"
+    return len(family)
 
 
 def running() -> Node | None:
@@ -183,7 +195,8 @@ def _await(node: Node, healthy: str) -> None:
             return
         time.sleep(0.2)
     if running():
-        down()
+        psutil.Process(node.pid).send_signal(signal.SIGTERM)
+    _end(node.pid)  # `ray start` may have died and left its raylet
     _record().unlink(missing_ok=True)
     said = " ".join(Path(node.log).read_text().split())[-500:]
     raise ClusterError(f"Ray did not start; {node.log} ends with: {said}")
