@@ -15,11 +15,12 @@ from rich.console import Console
 
 from . import __version__
 from .cluster import node_verbs, plan_verb, run_verbs
+from .cluster.evaluating import evaluate
 from .cluster.finetuning import app as finetune_app
 from .cluster.look import caption, retrieve, search
 from .cluster.options import RunArg, Runs, WeightsOpt
 from .cluster.verbs import data_precompute, sample
-from .data.verbs import Json, bar, show
+from .data.verbs import Json, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
 from .finetune.verbs import data_answers, verify
@@ -41,6 +42,7 @@ for verb in (run_verbs.jobs, run_verbs.logs, run_verbs.stop):
     app.command()(verb)
 for verb in (node_verbs.up, node_verbs.join, node_verbs.down):
     app.command()(verb)
+app.command("evaluate")(evaluate)
 app.command("sample")(sample)
 console = Console(stderr=False)
 
@@ -88,34 +90,6 @@ def demo(
         story.serve_again(home, console)
     else:
         story.tell(home, console, quick=quick, seed=seed)
-
-
-@app.command()
-def evaluate(
-    run: RunArg,
-    runs: Runs = "runs",
-    data: Annotated[str | None, typer.Option(help="Other test data than the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many samples.")] = None,
-    weights: WeightsOpt = None,
-    json_: Json = False,
-) -> None:
-    """Score a run's newest checkpoint on test data, with right and with shuffled images.
-
-    Examples:
-
-        diptych evaluate s3://my-bucket/runs/vqa_easy --json
-    """
-    from .cluster.jobs import find
-    from .finetune.score import finished, score
-
-    found = finished(find(run, runs), data=data, weights=weights)
-    with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
-        scores = score(found, limit=limit, told=told)
-    show(
-        {"step": found.checkpoint.step, "weights": found.weights, **scores},
-        json_,
-        title=f"{found.place.name}",
-    )
 
 
 @app.command()

@@ -44,10 +44,17 @@ class Finished:
         return once(self.test, self.text, self.recipe, limit=limit, batch=rows)
 
 
-def finished(place: RunDir, *, data: str | None = None, weights: Weights | None = None) -> Finished:
+def finished(
+    place: RunDir,
+    *,
+    data: str | None = None,
+    weights: Weights | None = None,
+    step: int | None = None,
+) -> Finished:
     """Opens a run for evaluation or export; `data` stands in for the recipe's test data.
 
-    `weights` are the moving average or the last ones; the average where there is one.
+    `weights` are the moving average or the last ones; the average where there is one. `step` is
+    that of one of its complete checkpoints; the newest by default.
 
     Raises:
         RunError: no test data is named anywhere.
@@ -56,12 +63,14 @@ def finished(place: RunDir, *, data: str | None = None, weights: Weights | None 
     test = data or place.recipe(KINDS).data.test
     if not test:
         raise RunError(f"{place.url} names no test data. Say --data s3://bucket/folder.")
-    run, text, checkpoint, task = opened(place, weights)
+    run, text, checkpoint, task = opened(place, weights, step)
     which = kept(checkpoint, weights)
     return Finished(place, run, text, checkpoint, which, task, open_manifest(test))
 
 
-def opened(place: RunDir, weights: Weights | None = None) -> tuple[Run, Text, Checkpoint, Task]:
+def opened(
+    place: RunDir, weights: Weights | None = None, step: int | None = None
+) -> tuple[Run, Text, Checkpoint, Task]:
     """A run with the weights of its newest checkpoint, for inputs that are no test data.
 
     Raises:
@@ -69,7 +78,7 @@ def opened(place: RunDir, weights: Weights | None = None) -> tuple[Run, Text, Ch
     """
     run = place.recipe(KINDS)
     text = tokens.load(place.at("tokenizer.json"), run.model.tokens)
-    checkpoint = open_checkpoint(place.url)
+    checkpoint = open_checkpoint(place.url, step)
     return run, text, checkpoint, trained_task(run, text, checkpoint, weights)
 
 

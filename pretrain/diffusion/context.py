@@ -5,6 +5,7 @@ B rows, L tokens, S = any sequence, D width.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,32 @@ class FrozenContext(nn.Module):
             for weight, enter, states in zip(self.weights, self.enter, contexts, strict=True)
         ]
         return torch.cat(sequences, 1), torch.cat([states.real_BL for states in contexts], 1)
+
+
+class ClipContext(nn.Module):
+    """transformers' `CLIPTextModel`: ids -> its last states (B, L, D), padding read like words."""
+
+    def __init__(self, width: int, tokens: int, depth: int, heads: int, vocabulary: int) -> None:
+        from transformers import CLIPTextConfig, CLIPTextModel  # for seconds
+
+        super().__init__()
+        made: Any = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=depth,
+                num_attention_heads=heads,
+                max_position_embeddings=tokens,
+                bos_token_id=0,  # these three are for CLIP's pooled state, which nothing reads
+                eos_token_id=0,
+                pad_token_id=0,
+            )
+        )
+        self.clip = made
+
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        return self.clip(input_ids=tokens_BL).last_hidden_state
 
 
 def waves(values: Tensor, width: int, longest: float = 10_000.0) -> Tensor:

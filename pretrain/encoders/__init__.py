@@ -2,7 +2,9 @@
 
 from .autoencoder import Autoencoder as Autoencoder
 from .canny import Canny as Canny
+from .clip import Clip as Clip
 from .grid import Grid as Grid
+from .inception import Inception as Inception
 from .layout import Layout as Layout
 from .palette import Palette as Palette
 from .scribble import Scribble as Scribble

@@ -3,14 +3,14 @@
 B rows, C channels, H x W cells of a latent (or pixels), L tokens, D width.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from ..denoiser import Denoiser, read_context, told_classes
-from ..diffusion.context import TextContext
+from ..diffusion.context import ClipContext, TextContext
 from ..objective import Asked, Denoised, View, Words
 
 _DOWN = {True: "CrossAttnDownBlock2D", False: "DownBlock2D"}
@@ -28,6 +28,9 @@ class Unet(Denoiser):
     heads: int = Field(default=4, ge=1)
     groups: int = Field(default=16, ge=1)
     """Of group norm; must divide all channels."""
+    text: Literal["blocks", "clip"] = "blocks"
+    """Its own text encoder: blocks that see real tokens alone, or transformers' CLIP, which reads
+    padding too, as Stable Diffusion does: what pipelines of diffusers can hold."""
     attends: tuple[bool, ...] | None = None
     """Which levels attend; by default all but the first. Stable Diffusion: all but the last."""
 
@@ -44,6 +47,8 @@ class Unet(Denoiser):
     def _fits(self) -> "Unet":
         if len(self.levels) != len(self.channels):
             raise ValueError(f"attends {self.levels} is not one for each of {self.channels}")
+        if self.texts and self.text == "clip":
+            raise ValueError("texts names frozen encoders and text=clip a trained one; leave one")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         odd = [n for n in self.channels if n % self.groups or n % self.heads]
@@ -68,6 +73,10 @@ class ConditionalUnet(nn.Module):
         self.classes = len(spec.classes)
         if spec.texts:
             self.context: nn.Module = spec.frozen_context()
+        elif spec.text == "clip":
+            self.context = ClipContext(
+                spec.width, spec.tokens, spec.text_depth, spec.heads, vocabulary
+            )
         else:
             self.words = nn.Embedding(vocabulary, spec.width)
             self.context = TextContext(spec.width, spec.tokens, spec.text_depth, spec.heads)
@@ -92,7 +101,10 @@ class ConditionalUnet(nn.Module):
         image_BCHW, time_B = view.image_BCHW, view.time_B
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
-        context_BLD, real_BL = read_context(self, view)
+        if isinstance(self.context, ClipContext):
+            context_BLD, real_BL = self.context(view.tokens_BL), None
+        else:
+            context_BLD, real_BL = read_context(self, view)
         classes_B = told_classes(view, self.classes)
         asked = Asked(image_BCHW, time_B, context_BLD, real_BL, classes_B)
         said = self.unet(

@@ -1,0 +1,1 @@
+"""`make reproduce-diffusion` and `make bench-diffusion`: what latent diffusion learns and costs."""

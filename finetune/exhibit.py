@@ -1,0 +1,142 @@
+"""Images drawn from a published checkpoint and kept in the bucket: what an evaluation looks at.
+
+`<run>/evaluations/<step>-<weights>-<digest>/` holds tars of a fixed number of images each, an
+index, and `exhibit.json`, which says what they are of. Image n depends on the checkpoint, the
+sampling and n alone; a shard is written whole or not at all, so whoever draws goes on from what
+is there. B rows, C channels, H x W pixels.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from ..config import Record, digest, plain
+from ..data import draws, index, storage
+from ..data.index import Manifest
+from ..data.pack import Sample, tar
+from ..data.records import scan
+from ..errors import DataError
+from ..pretrain.diffusion.generate import generate
+from ..pretrain.diffusion.sampling import Sampling
+from .score import Finished
+
+NOTE = "exhibit.json"
+
+
+class Hung(Record):
+    """What decides the images of a gallery, with the checkpoint."""
+
+    prompts: str
+    """Folder of indexed tars whose texts are drawn, in a random order, again if they run out."""
+    samples: int = Field(default=1000, ge=4)
+    how: Sampling = Sampling()
+    shard: int = Field(default=32, ge=1)
+    """Images of a tar, drawn together."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _place(cls, url: str) -> str:
+        return storage.absolute(url)
+
+    @property
+    def shards(self) -> int:
+        """How many tars there will be."""
+        return -(-self.samples // self.shard)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one image is to show."""
+
+    text: str
+    record: dict[str, Any]
+    """The JSON record of the sample that the text is of."""
+    key: str
+    """`shard/key` of that sample."""
+
+
+def place(found: Finished, hung: Hung) -> str:
+    """The gallery's folder; its note is written if it is new."""
+    manifest = index.open_manifest(hung.prompts)
+    facts = {
+        "checkpoint": found.checkpoint.step,
+        "recipe": found.checkpoint.recipe,
+        "weights": found.weights,
+        "prompts digest": manifest.digest,
+        **plain(hung),
+    }
+    short = digest(facts)[:8]
+    url = found.place.at("evaluations", f"{found.checkpoint.step:08d}-{found.weights}-{short}")
+    if not storage.exists(storage.join(url, NOTE)):
+        storage.write(storage.join(url, NOTE), json.dumps(facts, indent=1).encode())
+    return url
+
+
+def prompts(hung: Hung, text: str) -> list[Prompt]:
+    """The prompt of each image; `text` is `txt` or a field of the JSON record, as in a recipe.
+
+    Raises:
+        DataError: a sample has no such text.
+    """
+    manifest = index.open_manifest(hung.prompts)
+    there: list[Prompt] = []
+    for shard in manifest.shards:
+        with storage.open_read(shard.url) as file, storage.explained(shard.url):
+            there += [_prompt(r.key, m, text, shard.url) for r, m in scan(file, shard=shard.url)]
+    order = draws.permutation(len(there), draws.row_key("prompts", hung.how.seed)).tolist()
+    return [there[order[number % len(order)]] for number in range(hung.samples)]
+
+
+def draw(found: Finished, hung: Hung, asked: Sequence[Prompt], url: str, number: int) -> int:
+    """Draws one shard of a gallery unless it is there; returns its images that are new."""
+    out = storage.join(url, f"{number:05d}.tar")
+    if storage.exists(out):
+        return 0
+    first = number * hung.shard
+    mine = asked[first : first + hung.shard]
+    texts = [prompt.text for prompt in mine]
+    images_BHWC = generate(
+        found.task, found.text, texts, hung.how, first=first, rows=2 * hung.shard
+    )
+    rows = zip(mine, images_BHWC, strict=True)
+    storage.write(out, tar([_sample(first + at, *row) for at, row in enumerate(rows)]))
+    return len(mine)
+
+
+def missing(hung: Hung, url: str) -> list[int]:
+    """Shards that are not there yet."""
+    there = set(storage.children(url))
+    return [number for number in range(hung.shards) if f"{number:05d}.tar" not in there]
+
+
+def seal(hung: Hung, url: str) -> Manifest:
+    """The index of a gallery whose every shard is there."""
+    return index.build([storage.join(url, f"{n:05d}.tar") for n in range(hung.shards)], threads=4)
+
+
+def _prompt(key: str, members: dict[str, bytes], text: str, where: str) -> Prompt:
+    record = json.loads(members["json"]) if "json" in members else {}
+    said = members["txt"].decode() if text == "txt" and "txt" in members else record.get(text)
+    if not isinstance(said, str):
+        raise DataError(
+            f"{where}: {key} has no text {text!r} to draw. Give --prompts a dataset that has."
+        )
+    return Prompt(said, record, f"{storage.name(where)}/{key}")
+
+
+def _sample(number: int, prompt: Prompt, image_HWC: Tensor) -> Sample:
+    picture = io.BytesIO()
+    Image.fromarray(image_HWC.numpy()).save(picture, "PNG")
+    record = {**prompt.record, "of": prompt.key}
+    members = {
+        "png": picture.getvalue(),
+        "txt": prompt.text.encode(),
+        "json": json.dumps(record).encode(),
+    }
+    return f"{number:06d}", members

@@ -1,0 +1,59 @@
+"""Both towers of an open_clip model, from a folder that open_clip itself saved.
+
+B rows, D width of the shared space.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data.cache import Side
+from ..encoder import Apply, Encoder, Rows
+from ..frozen import whole
+
+
+class Clip(Encoder):
+    """`features` (D,) of the image and `text` (D,), unit vectors: their product is the similarity.
+
+    Images are resized to the model's square with antialiasing, not cropped.
+    """
+
+    kind: ClassVar[str] = "clip"
+    reads: ClassVar[tuple[Side, ...]] = ("image", "text")
+    weights: str
+    """A folder with open_clip_config.json and open_clip_model.safetensors."""
+
+    _whole = field_validator("weights")(whole)
+
+    @property
+    def places(self) -> dict[str, str]:
+        return {"weights": self.weights}
+
+    def build(self, folders: Mapping[str, Path], device: str) -> Apply:
+        import open_clip  # imports for seconds
+
+        name = f"local-dir:{folders['weights']}"
+        made: Any = open_clip.create_model(name, device=device)
+        words, model = open_clip.get_tokenizer(name), made.float().eval()
+        how = open_clip.get_model_preprocess_cfg(model)
+        side = how["size"][0] if isinstance(how["size"], (tuple, list)) else how["size"]
+        mean, std = (torch.tensor(how[n], device=device)[:, None, None] for n in ("mean", "std"))
+
+        def apply(images_BCHW: Tensor, texts: Sequence[str]) -> Rows:
+            found: dict[str, Tensor] = {}
+            if images_BCHW.shape[2]:
+                pixels = F.interpolate(
+                    images_BCHW.float() / 255, (side, side), mode="bicubic", antialias=True
+                ).clamp(0, 1)
+                found["features"] = model.encode_image((pixels - mean) / std, normalize=True)
+            if texts:
+                tokens_BL = words(list(texts)).to(device)
+                found["text"] = model.encode_text(tokens_BL, normalize=True)
+            return found
+
+        return apply
