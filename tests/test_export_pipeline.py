@@ -16,7 +16,7 @@ from diptych.data.tokens import Text
 from diptych.errors import ExportError
 from diptych.finetune import pipeline
 from diptych.finetune.clean_pipeline import main as check
-from diptych.finetune.export import onnx, pipe, single_file
+from diptych.finetune.export import pipe, single_file, unet_onnx
 from diptych.finetune.parts import KINDS
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
@@ -133,7 +133,7 @@ def test_latent_diffusion_draws_what_was_trained(tmp_path: Path, vq: Path, text:
     assert proof["loader"] == "diffusers.LDMTextToImagePipeline"
 
 
-@pytest.mark.filterwarnings("ignore:__array_wrap__")  # diffusers, of torch and numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_flow_over_pixels_ends_at_its_latents(tmp_path: Path, text: Text) -> None:
     run, task = made(text, objective="flow")
     proof = written(pipe, tmp_path / "out", text, run, task)
@@ -157,7 +157,7 @@ def test_one_file_draws_what_was_trained(tmp_path: Path, text: Text, rows: Rows,
 
 def test_onnx_says_what_the_network_says(tmp_path: Path, text: Text, rows: Rows) -> None:
     run, task = made(text, text="blocks")
-    proof = exported(onnx, tmp_path / "out", text, rows, run, task)
+    proof = exported(unet_onnx, tmp_path / "out", text, rows, run, task)
     assert set(proof["max_difference"]) == {"1 rows", "2 rows", "5 rows", "64 rows"}
     assert max(proof["max_difference"].values()) < 1e-4
     assert [f.name for f in (tmp_path / "out").glob("*.onnx*")] == ["model.onnx"]

@@ -12,8 +12,8 @@ from . import embedding as embedding
 from . import folder as folder
 from . import hub as hub
 from . import kohya as kohya
-from . import onnx as onnx
 from . import peft_folder as peft_folder
 from . import pipe as pipe
 from . import single_file as single_file
 from . import t2i_adapter as t2i_adapter
+from . import unet_onnx as unet_onnx
