@@ -1,99 +1,142 @@
 """`diptych evaluate`: a published checkpoint against test data, and the images that it draws."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..data.verbs import Json, bar, show
 from ..errors import RecipeError
+from .options import RunArg, Runs, WeightsOpt
 
 if TYPE_CHECKING:
+    from ..finetune.appraise import Panel
+    from ..finetune.exhibit import Hung
     from ..finetune.judge import Network
+    from ..finetune.score import Finished
+    from .shapes import Shape
+
+Text = str | None
+Data = Annotated[Text, typer.Option(help="Other test data than the recipe's.")]
+Limit = Annotated[int | None, typer.Option(help="Only so many samples of it.")]
+Step = Annotated[int | None, typer.Option(help="Of a checkpoint; the newest.")]
+Samples = Annotated[int, typer.Option(help="Images to draw and judge, of denoisers.")]
+Prompts = Annotated[Text, typer.Option(help="Dataset whose texts are drawn; the test data.")]
+Steps = Annotated[int, typer.Option(help="Of the sampler.")]
+Scale = Annotated[float, typer.Option(help="s; 1 is none.")]
+Sampler = Annotated[Text, typer.Option(help="As of `diptych sample`.")]
+Eta = Annotated[float, typer.Option(help="Of DDIM.")]
+Seed = Annotated[int, typer.Option(help="Of the images.")]
+Features = Annotated[
+    list[str] | None, typer.Option(help="KIND=WEIGHTS[,name=value]: distances in its features.")
+]
+Classifier = Annotated[Text, typer.Option(help="A finished run with a vqa head, which is asked.")]
+Ask = Annotated[list[str] | None, typer.Option(help="QUESTION=FIELD: what is asked and right.")]
+Reals = Annotated[int | None, typer.Option(help="Real images to compare with.")]
+Workers = Annotated[int, typer.Option(min=1, help="Above 1 they are Ray tasks.")]
+Cpus = Annotated[int, typer.Option(min=1, help="CPUs of each Ray task.")]
+Gpus = Annotated[int, typer.Option(min=0, max=1, help="GPUs of each.")]
+Ray = Annotated[Text, typer.Option(help="Address of a Ray cluster to join.")]
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's URL, or its name.")],
-    runs: Annotated[
-        str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder of runs.")
-    ] = "runs",
-    data: Annotated[str | None, typer.Option(help="Other test data than the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many samples of it.")] = None,
-    weights: Annotated[
-        Literal["ema", "raw"] | None,
-        typer.Option(help="Moving average, or last weights; the average where there is one."),
-    ] = None,
-    step: Annotated[int | None, typer.Option(help="Of a checkpoint; the newest.")] = None,
-    samples: Annotated[int, typer.Option(help="Images to draw and judge, of denoisers.")] = 0,
-    prompts: Annotated[
-        str | None, typer.Option(help="Dataset whose texts are drawn; the test data.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Of the sampler.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="s; 1 is none.")] = 5.0,
-    sampler: Annotated[str | None, typer.Option(help="As of `diptych sample`.")] = None,
-    eta: Annotated[float, typer.Option(help="Of DDIM.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the images.")] = 0,
-    features: Annotated[
-        list[str] | None, typer.Option(help="KIND=WEIGHTS[,name=value]: distances in its features.")
-    ] = None,
-    classifier: Annotated[
-        str | None, typer.Option(help="A finished run with a vqa head, which is asked.")
-    ] = None,
-    ask: Annotated[
-        list[str] | None, typer.Option(help="QUESTION=FIELD: what it is asked, what is right.")
-    ] = None,
-    reals: Annotated[int | None, typer.Option(help="Real images to compare with.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Above 1 they are Ray tasks.")] = 1,
-    cpus: Annotated[int, typer.Option(min=1, help="CPUs of each Ray task.")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, max=1, help="GPUs of each.")] = 0,
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
+    run: RunArg,
+    runs: Runs = "runs",
+    data: Data = None,
+    limit: Limit = None,
+    weights: WeightsOpt = None,
+    step: Step = None,
+    samples: Samples = 0,
+    prompts: Prompts = None,
+    steps: Steps = 50,
+    guidance_scale: Scale = 5.0,
+    sampler: Sampler = None,
+    eta: Eta = 0.0,
+    seed: Seed = 0,
+    features: Features = None,
+    classifier: Classifier = None,
+    ask: Ask = None,
+    reals: Reals = None,
+    workers: Workers = 1,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    ray: Ray = None,
     json_: Json = False,
 ) -> None:
     """Score a published checkpoint on test data, with right and with shuffled images.
 
-    With --samples, a denoiser also draws images from the texts of the test data, which are kept
-    in the run's folder and judged: distances to real images in the features that you name
-    (`taef2`, `grid`, `clip`, `inception`), copies of training images, and a classifier's answers.
-    The same command goes on after an interruption.
+    With --samples, a denoiser also draws the texts of the test data; the images are kept in the
+    run's folder and judged in the features that you name, and by a classifier that you ask. The
+    same command goes on after an interruption.
 
     Examples:
 
         diptych evaluate s3://my-bucket/runs/vqa_easy --json
 
-        diptych evaluate my-ldm --samples 1000 --guidance-scale 3 --features taef2=taef2_encoder.safetensors
-
-        diptych evaluate my-ldm --samples 500 --classifier my-vqa --ask "what color is it?=color" --workers 4
+        diptych evaluate ldm --samples 500 --classifier vqa --ask "what color is it?=color" --workers 4
     """  # noqa: E501
-    from ..finetune.appraise import Panel, appraise
-    from ..finetune.exhibit import Hung
-    from ..finetune.judge import question
-    from ..finetune.score import finished, score
-    from ..pretrain.diffusion.sampling import Sampling
-    from .drawing import draw
+    from ..finetune.score import finished
     from .jobs import find
     from .shapes import Shape
 
     found = finished(find(run, runs), data=data, weights=weights, step=step)
-    facts = {"step": found.checkpoint.step, "weights": found.weights}
+    facts: dict[str, Any] = {"step": found.checkpoint.step, "weights": found.weights}
     if not samples:
-        with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
-            facts |= score(found, limit=limit, told=told)
-        show(facts, json_, title=found.place.name)
-        return
-    panel = Panel(
-        networks=[_network(each, gpus) for each in features or []],
-        classifier=finished(find(classifier, runs), data=found.test.url) if classifier else None,
-        questions=[question(each) for each in ask or []],
+        facts |= _scored(found, limit)
+    else:
+        how = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta, "seed": seed}
+        hung = _hung(found, prompts, samples, {**how, "sampler": sampler})
+        judge = finished(find(classifier, runs), data=found.test.url) if classifier else None
+        panel = _panel(features or [], judge, ask or [], reals, limit, gpus)
+        shape = Shape(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+        facts |= _judged(found, hung, panel, shape, ray)
+    show(facts, json_, title=found.place.name)
+
+
+def _scored(found: "Finished", limit: int | None) -> dict[str, float]:
+    from ..finetune.score import score
+
+    with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
+        return score(found, limit=limit, told=told)
+
+
+def _hung(found: "Finished", prompts: str | None, samples: int, how: dict[str, Any]) -> "Hung":
+    from ..config import parse
+    from ..finetune.exhibit import Hung
+
+    values = {"prompts": prompts or found.test.url, "samples": samples, "how": how}
+    return parse(Hung, values, source="evaluate")
+
+
+def _panel(
+    features: list[str],
+    classifier: "Finished | None",
+    ask: list[str],
+    reals: int | None,
+    limit: int | None,
+    gpus: int,
+) -> "Panel":
+    from ..finetune.appraise import Panel
+    from ..finetune.judge import question
+
+    return Panel(
+        networks=[_network(each, gpus) for each in features],
+        classifier=classifier,
+        questions=[question(each) for each in ask],
         reals=reals,
         losses=limit,
     )
-    how = Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, eta=eta, seed=seed)
-    hung = Hung(prompts=prompts or found.test.url, samples=samples, how=how)
-    shape = Shape(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-    with bar("draw", samples) as told:
+
+
+def _judged(
+    found: "Finished", hung: "Hung", panel: "Panel", shape: "Shape", ray: str | None
+) -> dict[str, Any]:
+    from ..finetune.appraise import appraise
+    from .drawing import draw
+
+    with bar("draw", hung.samples) as told:
         url = draw(found, hung, shape, address=ray, told=told)
     with bar("judge", None) as said:
-        facts |= appraise(found, hung, url, panel, told=lambda what: said(1))
-    show(facts, json_, title=found.place.name)
+        return appraise(found, hung, url, panel, told=lambda what: said(1))
 
 
 def _network(text: str, gpus: int) -> "Network":
