@@ -40,7 +40,7 @@ def render(page: Page) -> str:
     """The page as HTML; it asks for no other file."""
     columns = list(page.measures[0]) if page.measures else []
     rows = [
-        {"values": [_shown(row[name]) for name in columns], "best": row["step"] == page.best}
+        {"cells": [_shown(row[name]) for name in columns], "best": row["step"] == page.best}
         for row in page.measures
     ]
     return _template().render(
