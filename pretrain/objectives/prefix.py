@@ -1,7 +1,7 @@
 """Prefix language modelling: the caption word by word, with the image as the prefix.
 
 As in Unified VLP (Zhou et al. 2020), with the next word as the target (Vinyals et al. 2015).
-B rows, L tokens, M predicted tokens, V words.
+B rows, L tokens, S sequences, T tokens of them, V words.
 """
 
 from dataclasses import replace
@@ -9,14 +9,17 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from ...data.batch import Batch
 from ...data.draws import uniform
-from ..objective import Objective, Score, Seen, Sizes, View, Words
+from ..objective import Score, Seen, Sizes, View, Words
+from ..task import Task
 from ..wordhead import WordHead, score_words
+from ..writer import Following, Writer
 
 
-class PrefixLanguage(Objective):
+class PrefixLanguage(Writer):
     """L = -log p(next word | words before it, image), the mean over a row's words and its end.
 
     A row is either read from left to right, and then this objective's alone, or left to the
@@ -40,3 +43,17 @@ class PrefixLanguage(Objective):
 
     def score(self, head: Any, seen: Seen) -> Score:
         return score_words(head, seen, seen.view.targets[self.kind])
+
+    def follow(self, task: Task, batch: Batch) -> Following:
+        """The image is encoded anew for each token: right for every model, dear for a large one."""
+        head: Any = task.heads[self.kind]
+
+        @torch.no_grad()
+        def following(row_S: Tensor, known_ST: Tensor) -> Tensor:
+            real_ST = torch.ones_like(known_ST, dtype=torch.bool)
+            view = task.look(replace(batch.pick(row_S), tokens_BL=known_ST, real_BL=real_ST))
+            seen = task.model(replace(view, causal_B=torch.ones_like(view.matched_B)))
+            logits_SV: Tensor = head(seen.tokens_BLD[:, -1], seen.word_weights_VD)
+            return logits_SV.float().cpu()
+
+        return following
