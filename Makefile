@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 KILLS ?= 10
 BENCH := PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks
 
-.PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery chaos chaos-save install format clean
+.PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery bench-vlp reproduce-vlp
+.PHONY: chaos chaos-save install format clean
 .PHONY: reproduce-dreambooth reproduce-control
 
 demo: install
@@ -21,6 +22,14 @@ test: install
 # Peers get environments of their own below .bench. `make bench-data ARGS="--only raw --rounds 5"`.
 bench-data: install
 	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.stream $(ARGS)
+
+# A training step against transformers. `make bench-vlp ARGS="--only text --rounds 5"`.
+bench-vlp: install
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.vlp $(ARGS)
+
+# The ablation of pretraining objectives, in parts of 30 minutes; the same command goes on.
+reproduce-vlp: install
+	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.reproduce $(ARGS)
 
 # Kills random ranks at random moments; `make chaos KILLS=50`.
 chaos: install

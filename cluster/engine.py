@@ -58,6 +58,7 @@ class DeepSpeedEngine:
     def step(self, batch: Batch, lr: float) -> Losses:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        self._forget_gradients()
         done: list[Losses] = []
         for first in range(0, batch.rows, self.micro):
             losses: Losses = self.engine(batch.take(first, first + self.micro))
@@ -72,6 +73,12 @@ class DeepSpeedEngine:
             ema.average(self.ema, *pairs, step=self.steps)
         self.steps += 1
         return merge(done)._replace(applied=applied)
+
+    def _forget_gradients(self) -> None:
+        """Of what is not used in a step ZeRO-3 would count the last gradient again, in its norm."""
+        kept: Tensor | None = getattr(self.engine.optimizer, "grad_partitions_flat_buffer", None)
+        if self.task.mixing and kept is not None:
+            kept.zero_()
 
     def sum(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
@@ -114,7 +121,13 @@ def _refuse_non_finite(optimiser: torch.optim.Optimizer, *_: Any) -> None:
     """Before a step without ZeRO, where DeepSpeed itself would apply NaN: leaves nothing to apply.
 
     Gradients were summed over the ranks, so all ranks find the same. DeepSpeed reads `overflow`.
+    What was not used in this step has a gradient of 0, as it has with ZeRO or on several ranks:
+    momentum and decay go on.
     """
+    for group in optimiser.param_groups:
+        for param in group["params"]:
+            if param.grad is None and param.requires_grad:
+                param.grad = torch.zeros_like(param)
     params = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params])
     optimiser.overflow = not bool(torch.isfinite(norm))  # pyright: ignore[reportAttributeAccessIssue]

@@ -47,6 +47,9 @@ class Batch:
     """Pictures beside the picture, (B, C, H, W) uint8 by name, cut and flipped like it; zeros for
     rows that were left out."""
 
+    step: int | None = None
+    """The step that it trains, counted from 0; None for one that trains nothing."""
+
     @property
     def rows(self) -> int:
         """Number of rows."""

@@ -1,4 +1,4 @@
-"""Our weights as transformers' weights and back: LXMERT, VisualBERT, ViLT.
+"""Our weights as transformers' weights and back: LXMERT, VisualBERT, ViLT, BERT.
 
 A family says which of our models it is, how its modules are called there, and which tensors are
 sums of several of theirs. The mark of hidden regions (`hole`) has no place there: an import leaves
@@ -17,7 +17,7 @@ from ..pretrain import bert
 from ..pretrain.bert import Names, attention, layer, thought
 from ..pretrain.model import Model
 from ..pretrain.models import SingleStream, TwoStream
-from ..pretrain.visuals import Patches, Regions
+from ..pretrain.visuals import Nothing, Patches, Regions
 
 State = Mapping[str, Tensor]
 
@@ -51,6 +51,8 @@ class Family:
     """Name of the input for features of regions."""
     boxes: str = ""
     """Name of the input for their boxes."""
+    bare_only: tuple[str, ...] = ()
+    """Their modules that the class with heads has not."""
     swapped: bool = False
     """Whether the first class of matching means that the pair matches."""
 
@@ -75,6 +77,8 @@ class Family:
         prefix = f"{self.prefix}." if headed else ""
         body = {name.removeprefix("model."): v for name, v in ours.items() if "model." in name[:6]}
         named = bert.parameters(self.modules(model))
+        if headed:
+            named = {here: there for here, there in named.items() if not self._dropped(there)}
         found = {prefix + named[name]: value for name, value in body.items() if name in named}
         found |= {prefix + name: value for name, value in self.unfold(body).items()}
         if not headed:
@@ -95,6 +99,8 @@ class Family:
         body = {name.removeprefix(prefix): v for name, v in theirs.items()}
         try:
             named = bert.parameters(self.modules(model))
+            if prefix:
+                named = {here: there for here, there in named.items() if not self._dropped(there)}
             found = {f"model.{here}": body[there] for here, there in named.items()}
             found |= {f"model.{here}": value for here, value in self.fold(body, model).items()}
         except KeyError as err:
@@ -108,6 +114,9 @@ class Family:
                 if kind == "mlm":
                     found["heads.mlm.bias_V"] = theirs[self.word_bias]
         return found
+
+    def _dropped(self, there: str) -> bool:
+        return there.startswith(self.bare_only) if self.bare_only else False
 
     def _turned(self, kind: str, value: Tensor) -> Tensor:
         return value.flip(0) if self.swapped and kind == "itm" else value
@@ -126,12 +135,15 @@ def family(model: Model) -> Family:
             return VISUAL_BERT
         case SingleStream(order="pre", visual=Patches(whole=True)):
             return VILT
+        case SingleStream(order="post", visual=Nothing()):
+            return BERT
         case _:
             pass
     raise ExportError(
         f"transformers has no model like this {model.kind!r}. It has LXMERT (two_stream, tied, "
         "visual regions with geometry 4), VisualBERT (single_stream, order post, visual regions "
-        "with geometry 0) and ViLT (single_stream, order pre, visual patches with whole)."
+        "with geometry 0), ViLT (single_stream, order pre, visual patches with whole) and BERT "
+        "(single_stream, order post, visual none)."
     )
 
 
@@ -339,4 +351,26 @@ VILT = Family(
     },
     outputs={"mlm": "logits"},
     pooled="pooler_output",
+)
+
+
+# BERT.
+
+BERT = Family(
+    prefix="bert",
+    bare="BertModel",
+    headed="BertForMaskedLM",
+    heads={"mlm": _head("heads.mlm.transform", "cls.predictions.transform")},
+    word_bias="cls.predictions.bias",
+    modules=_visual_bert_modules,
+    fold=lambda body, model: _words(body, "embeddings.", model.tokens),
+    unfold=lambda body: _unwords(body, "embeddings."),
+    settings=lambda model: {
+        "num_hidden_layers": model.depth,
+        "layer_norm_eps": model.epsilon,
+        "is_decoder": False,
+    },
+    outputs={"mlm": "logits"},
+    pooled="pooler_output",
+    bare_only=("pooler.",),
 )

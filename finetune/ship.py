@@ -42,7 +42,7 @@ def _target(found: Finished, to: str) -> tuple[Target, Run, Task]:
     `merged` is the first of the targets for whole models that takes the model.
     """
     if to != "merged":
-        target = find_target(to, export)
+        target = find_target(to, export, found.run)
         if getattr(target, "ADAPTERS", False):
             return target, found.run, found.task
         return target, *merged(found.run, found.task, found.text)

@@ -37,16 +37,25 @@ class Target(Protocol):
         ...
 
 
-def find_target(name: str, table: ModuleType) -> Target:
-    """The target of that name in a table of contents.
+def find_target(name: str, table: ModuleType, run: Run | None = None) -> Target:
+    """The target of that name in a table of contents; of several, the one that takes the run.
 
     Raises:
         RecipeError: there is none; the near miss is named.
     """
-    found = {target.NAME: target for target in targets(table)}
-    if name not in found:
-        raise unknown(name, [*found, "merged"], "--to")
-    return found[name]
+    found = [target for target in targets(table) if target.NAME == name]
+    if not found:
+        known = sorted({target.NAME for target in targets(table)})
+        raise unknown(name, [*known, "merged"], "--to")
+    return next((target for target in found if run and _takes(target, run)), found[-1])
+
+
+def _takes(target: Target, run: Run) -> bool:
+    try:
+        target.require(run)
+    except ExportError:
+        return False
+    return True
 
 
 def targets(table: ModuleType) -> list[Target]:

@@ -1,10 +1,44 @@
-"""Who may look at whom: attention masks of joint and of left-to-right reading.
+"""Attention by SDPA, and who may look at whom: masks of joint and of left-to-right reading.
 
 B rows, L tokens, N regions, S = L + N. True where a query (second last) may see a key (last).
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from .packing import Reach
+
+
+def attend(
+    query_BQD: Tensor,
+    key_BKD: Tensor,
+    value_BKD: Tensor,
+    *,
+    heads: int,
+    mask: Tensor | Reach | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """What each query found, (B, Q, D), by `heads` heads; of packed tokens B is 1."""
+    if not isinstance(mask, Reach):
+        return _heads(query_BQD, key_BKD, value_BKD, heads, mask, dropout)
+    found_KQD = _heads(
+        mask.queries.fill(query_BQD),
+        mask.keys.fill(key_BKD),
+        mask.keys.fill(value_BKD),
+        heads,
+        mask.mask,
+        dropout,
+    )
+    return mask.queries.empty(found_KQD)
+
+
+def _heads(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, dropout: float
+) -> Tensor:
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return found.transpose(1, 2).flatten(2)
 
 
 def joint_mask(real_BL: Tensor, seen_BN: Tensor, causal_B: Tensor | None) -> Tensor:

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .attend import attend
+from .packing import Reach, Side
+
+Mask = Tensor | Reach | None
+"""Who may look at whom: (B, 1, 1 or Q, K), True where a query may; or of packed tokens, their
+`Reach`; None where all may."""
+
 Order = Literal["pre", "post"]
 """Where a layer normalises: its input, as ViT does, or its output, as BERT does."""
 
@@ -26,18 +33,19 @@ class Attention(nn.Module):
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
 
-    def forward(self, x_BQD: Tensor, mask: Tensor | None, context_BKD: Tensor | None = None) -> Any:
-        """Attends to `context_BKD`, or else to itself; the mask (B, 1, 1 or Q, K) is True where a
-        query may look."""
+    def forward(self, x_BQD: Tensor, mask: Mask, context_BKD: Tensor | None = None) -> Any:
+        """Attends to `context_BKD`, or else to itself."""
         queries_BQD = self.norm(x_BQD) if self.order == "pre" else x_BQD
         keys_BKD = queries_BQD if context_BKD is None else context_BKD
-        q, k, v = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(queries_BQD), self.key(keys_BKD), self.value(keys_BKD))
+        found_BQD = attend(
+            self.query(queries_BQD),
+            self.key(keys_BKD),
+            self.value(keys_BKD),
+            heads=self.heads,
+            mask=mask,
+            dropout=self.dropout if self.training else 0.0,
         )
-        dropout = self.dropout if self.training else 0.0
-        found_BHQD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        found_BQD = self.out(found_BHQD.transpose(1, 2).flatten(2))
+        found_BQD = self.out(found_BQD)
         found_BQD = x_BQD + F.dropout(found_BQD, self.dropout, self.training)
         return self.norm(found_BQD) if self.order == "post" else found_BQD
 
@@ -62,7 +70,7 @@ class Layer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=epsilon)
 
-    def forward(self, x_BSD: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask: Mask) -> Tensor:
         x_BSD = self.attend(x_BSD, mask)
         if self.order == "pre":
             return x_BSD + self.think(self.norm(x_BSD))
@@ -88,20 +96,18 @@ class CrossLayer(nn.Module):
     def forward(self, sides: tuple[Tensor, Tensor], masks: "Masks") -> tuple[Tensor, Tensor]:
         text_BLD, regions_BND = sides
         look = self.look or self.read
-        new_BLD = look(text_BLD, masks.regions, regions_BND)
+        new_BLD = look(text_BLD, masks.look, regions_BND)
         new_BND = self.read(regions_BND, masks.words, text_BLD)
         return self.text(new_BLD, masks.text), self.vision(new_BND, masks.regions)
 
 
 class Masks:
-    """Who may look at whom in two streams; True where one may, None where all may at all."""
+    """Who may look at whom in two streams: words at words, regions at words, regions at regions,
+    and words at regions, which is the same but for packed tokens."""
 
-    def __init__(self, text: Tensor, words: Tensor, regions: Tensor | None) -> None:
+    def __init__(self, text: Mask, words: Mask, regions: Mask, look: Mask = None) -> None:
         self.text, self.words, self.regions = text, words, regions
-
-    def rows(self, row_B: Tensor) -> "Masks":
-        """The masks where each image meets the text of another row."""
-        return Masks(self.text[row_B], self.words[row_B], self.regions)
+        self.look = regions if look is None else look
 
 
 class Words(nn.Module):
@@ -118,8 +124,13 @@ class Words(nn.Module):
         nn.init.normal_(self.words.weight, std=0.02)
         nn.init.normal_(self.places, std=0.02)
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        text_BLD = self.words(tokens_BL) + self.places[: tokens_BL.shape[1]]
+    def forward(self, tokens_BL: Tensor, packed: Side | None = None) -> Tensor:
+        """(B, L, D), or only the real ones, (1, T, D)."""
+        if packed is None:
+            text_BLD = self.words(tokens_BL) + self.places[: tokens_BL.shape[1]]
+        else:
+            real_T = tokens_BL[packed.row_T, packed.place_T]
+            text_BLD = (self.words(real_T) + self.places[packed.place_T])[None]
         return self.dropout(self.norm(text_BLD))
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from ..data.batch import Batch
 from ..data.draws import row_key
 from ..errors import NonFiniteError
+from . import packing
 from .optim import lr_at
 from .run import Run
 from .task import Losses
@@ -72,8 +73,9 @@ class Listener:
         """A step was not taken. `blame`: this rank's rows may be why."""
 
     def report(self, row: dict[str, float]) -> None:
-        """Every `log_steps` steps: step, lr, each loss and accuracy over all ranks, and the steps
-        skipped and seconds gone since the last report. Every rank is told the same."""
+        """Every `log_steps` steps: step, lr, each loss and accuracy over all ranks; a step's useful
+        tokens (real words and regions) and their share of all places; and the steps skipped and
+        seconds gone since the last report. Every rank is told the same."""
 
     def stopping(self) -> bool:
         """Once any rank says yes, all keep a checkpoint and return."""
@@ -95,7 +97,8 @@ def train(
         NonFiniteError: too many steps in a row had no finite loss or gradient.
     """
     meter, last = Meter(engine, run, listener), 0
-    for step, batch in batches:
+    for step, rows in batches:
+        batch = replace(rows, step=step)
         listener.told(step, batch)
         listener.doing("step", step)
         torch.manual_seed(row_key(run.seed, step, engine.rank))  # dropout; no state to save
@@ -124,12 +127,15 @@ class Meter:
         self.row: list[int] = []
         """Steps that were skipped, one after the other, up to now."""
         self._tally, self._skipped, self._steps = Tally(), 0, 0
+        self._useful, self._places = 0, 0
         self._since = time.perf_counter()
         self._every: int | None = None
 
     def add(self, step: int, batch: Batch, losses: Losses) -> None:
         """Counts a step in, or out."""
         self._steps += 1
+        useful, places = packing.useful(self.run.model, batch)
+        self._useful, self._places = self._useful + useful, self._places + places
         if losses.applied:
             self._tally.add(losses)
             self.row = []
@@ -162,12 +168,15 @@ class Meter:
         """Tells of the steps since the last report; returns whether any rank wants to stop."""
         names, now = sorted(self._tally.sums), time.perf_counter()
         wish, seconds = float(self.listener.stopping()), (now - self._since) / self._steps
-        *totals, stop, every = self.engine.sum([*self._tally.totals(), wish, seconds])
+        mine = [float(self._useful), float(self._places), wish, seconds]
+        *totals, useful, places, stop, every = self.engine.sum([*self._tally.totals(), *mine])
         pairs = zip(names, totals[::2], totals[1::2], strict=True)
         row = {"step": last, "lr": lr_at(self.run.optim, last - 1, self.run.steps)}
         row |= {name: total / count for name, total, count in pairs if count}
+        row |= {"tokens": useful / self._steps, "fill": useful / max(1, places)}
         row |= {"skipped": self._skipped, "seconds": round(now - self._since, 4)}
         self.listener.report(row)
         self._tally, self._skipped, self._steps, self._since = Tally(), 0, 0, now
+        self._useful, self._places = 0, 0
         self._every = max(1, int(_HEAR_S / max(every, 1e-9)))
         return stop > 0

@@ -23,6 +23,7 @@ from .adapter import Adapter
 from .control import Control
 from .ema import Ema
 from .hint import Hint
+from .mixing import mixing
 from .model import Model
 from .objective import Denoised, Objective, Words
 from .task import Task
@@ -148,6 +149,9 @@ class Run(Record):
     )
     adapters: tuple[Annotated[Adapter, _part(Adapter, "adapter")], ...] = ()
     """What is trained of the weights of `start_from`, which stay as they are; without, all is."""
+    mixing: dict[str, float] = Field(default_factory=dict[str, float])
+    """Objectives that take turns, one group a batch, by share of the steps: `{mlm: 2, mrm: 1,
+    itm+wra: 1}`. All of them share every batch where this is empty."""
     data: Data
     optim: Optim = Optim()
     ema: Ema | None = None
@@ -184,6 +188,7 @@ class Run(Record):
                     f"objective {objective.kind!r} reads {objective.reads.__name__}; model "
                     f"{self.model.kind!r} gives {self.model.gives.__name__}"
                 )
+        mixing(self.seed, self.mixing, names)
         if self.model.gives is Denoised and len(self.objectives) > 1:
             raise ValueError(f"objectives {names} would each noise the image; name one")
         if self.data.buckets.sizes and not self.model.any_size:
@@ -238,7 +243,9 @@ class Run(Record):
 
     def task(self, text: Text) -> Task:
         """The model and its objectives as one module, freshly initialised."""
-        return Task(self.model, self.objectives, self.words(text), self.control)
+        kinds = [objective.kind for objective in self.objectives]
+        turns = mixing(self.seed, self.mixing, kinds)
+        return Task(self.model, self.objectives, self.words(text), turns, self.control)
 
     @property
     def rows(self) -> Rows:

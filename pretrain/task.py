@@ -13,6 +13,7 @@ from ..data.batch import Batch
 from ..errors import RecipeError
 from .control import Control, Port
 from .first_stage import Held, Moments
+from .mixing import Mixing
 from .model import Model
 from .objective import Objective, Score, View, Words
 from .reader import Reader, States
@@ -52,9 +53,11 @@ class Task(nn.Module):
         model: Model,
         objectives: Sequence[Objective],
         words: Words,
+        mixing: Mixing | None = None,
         control: Control | None = None,
     ) -> None:
         super().__init__()
+        self.mixing = mixing
         self.spec, self.objectives, self.words = model, tuple(objectives), words
         self.sizes = model.sizes(words)
         self.model = model.build(words)
@@ -151,22 +154,45 @@ class Task(nn.Module):
             return reader.known(batch.arrays["text"], batch.arrays["text.real"], self.anchor)
         return reader.read(batch.texts, self.anchor)
 
-    def scores(self, batch: Batch) -> tuple[Any, dict[str, Score]]:
+    def scores(
+        self, batch: Batch, objectives: Sequence[Objective] | None = None
+    ) -> tuple[Any, dict[str, Score]]:
         """What the model gives in one pass, and each objective's verdict on it."""
+        chosen = self.objectives if objectives is None else objectives
         view = self.look(batch)
         view = self.control.show(view) if self.control else view
-        for objective in self.objectives:
+        for objective in chosen:
             view = objective.hide(view, self.words)
         seen = self.model(view)
-        return seen, {o.kind: o.score(self.heads[o.kind], seen) for o in self.objectives}
+        return seen, {o.kind: o.score(self.heads[o.kind], seen) for o in chosen}
 
     def forward(self, batch: Batch) -> Losses:
-        """Losses of a batch. Equal rows a rank make the mean over ranks the global mean."""
-        seen, scores = self.scores(batch)
+        """Losses of a batch. Equal rows a rank make the mean over ranks the global mean.
+
+        Where objectives take turns, those whose turn it is at the batch's step; of a batch that is
+        of no step (in evaluation) all of them, each in a pass with those that it trains with.
+        """
+        if self.mixing is None:
+            return self._losses(batch, self.objectives)
+        if batch.step is not None:
+            return self._losses(batch, self._named(self.mixing.at(batch.step)))
+        parts = [self._losses(batch, self._named(group)) for group in self.mixing.groups]
+        weighted = zip(parts, self.mixing.shares, strict=True)
+        names = {name for part in parts for name in part.sums}
+        return Losses(
+            total=torch.stack([part.total * share for part, share in weighted]).sum(),
+            sums={n: _total([part.sums[n] for part in parts if n in part.sums]) for n in names},
+        )
+
+    def _named(self, kinds: Sequence[str]) -> list[Objective]:
+        return [objective for objective in self.objectives if objective.kind in kinds]
+
+    def _losses(self, batch: Batch, objectives: Sequence[Objective]) -> Losses:
+        seen, scores = self.scores(batch, objectives)
         holes_B, weight_B = seen.view.batch.hole_B, seen.view.batch.weight_B
         total = torch.zeros((), device=self.anchor.device)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
-        for objective in self.objectives:
+        for objective in objectives:
             score = scores[objective.kind]
             valid_B = score.valid_B if holes_B is None else score.valid_B & ~holes_B
             summed = (score.loss_B * valid_B).sum()

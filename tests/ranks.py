@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Rank:
         from diptych.cluster.shapes import Shape
         from diptych.finetune.parts import KINDS
         from diptych.pretrain.adapter import adapt
+        from diptych.pretrain.mixing import mixing
         from diptych.pretrain.objective import Words
         from diptych.pretrain.run import parse_run
         from diptych.pretrain.task import Task
@@ -92,7 +94,8 @@ class Rank:
         torch.manual_seed(0)
         words = Words(size=37, mask=3, special=(0, 1, 2, 3), empty=(1, 2))
         run = self.settings
-        task = Task(run.model, run.objectives, words, run.control)
+        turns = mixing(run.seed, run.mixing, [objective.kind for objective in run.objectives])
+        task = Task(run.model, run.objectives, words, turns, run.control)
         for param in task.model.parameters():
             param.data += job.get("other_base", 0.0)
         adapt(task, run.adapters)
@@ -120,6 +123,10 @@ class Rank:
 
         rows = 8 // self.shape.workers
         batch = batches(step + 1)[step].take(self.rank * rows, (self.rank + 1) * rows)
+        batch = replace(batch, step=step)
+        if self.job.get("short"):  # texts of 2 to 4 tokens
+            length_B1 = 2 + batch.draws_B[:, None] % 3
+            batch = replace(batch, real_BL=torch.arange(4) < length_B1)
         torch.manual_seed(step)
         loss = self.engine.step(batch, 0.01).total.item()
         return self.engine.sum([loss])[0] / self.shape.workers

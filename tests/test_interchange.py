@@ -25,12 +25,15 @@ Rows = Callable[..., Batch]
 Make = Callable[..., Task]
 
 SIZE = "width: 16, inner: 40, heads: 2, image_size: 16, tokens: 12"
+WORDS = ("vilt", "bert")
+"""With masked words as their only head."""
 DEPTHS = "text_depth: 2, visual_depth: 1, cross_depth: 2"
 REGIONS = "visual: {kind: regions, count: 5, values: 6, geometry:"
 MODELS = {
     "lxmert": f"{{kind: two_stream, {SIZE}, {DEPTHS}, {REGIONS} 4}}}}",
     "visual_bert": f"{{kind: single_stream, {SIZE}, depth: 2, order: post, {REGIONS} 0}}}}",
     "vilt": f"{{kind: single_stream, {SIZE}, depth: 2, visual: {{kind: patches, patch: 4}}}}",
+    "bert": f"{{kind: single_stream, {SIZE}, depth: 2, order: post, visual: {{kind: none}}}}",
 }
 
 
@@ -60,6 +63,8 @@ def inputs(name: str, found: Task, batch: Batch) -> dict[str, Any]:
     """What transformers' model of that name takes."""
     view = found.look(batch)
     given: dict[str, Any] = {"input_ids": view.tokens_BL, "attention_mask": view.real_BL.long()}
+    if name == "bert":
+        return given
     if name == "vilt":
         return {**given, "pixel_values": view.image_BCHW}
     real = (batch.arrays["boxes"] != 0).any(2).long()
@@ -86,11 +91,11 @@ def compare(name: str, found: Task, theirs: Any, batch: Batch) -> None:
     seen = found.model(found.look(batch))
     said = theirs(**inputs(name, found, batch))
     ours = found.heads["mlm"](seen.tokens_BLD, seen.word_weights_VD)
-    words = said.logits if name == "vilt" else said.prediction_logits
+    words = said.logits if name in WORDS else said.prediction_logits
     real = batch.real_BL
     torch.testing.assert_close(words[:, : real.shape[1]][real], ours[real], atol=1e-5, rtol=1e-5)
     assert ours.std() > 0.1
-    if name != "vilt":
+    if name not in WORDS:
         matched = found.heads["itm"](seen.pooled_BD)
         wanted = (
             said.cross_relationship_score
@@ -102,12 +107,13 @@ def compare(name: str, found: Task, theirs: Any, batch: Batch) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_with_transformers_weights_ours_computes_theirs(name: str, task: Make, rows: Rows) -> None:
-    found = task(name, "[{kind: mlm}]" if name == "vilt" else "[{kind: itm}, {kind: mlm}]")
+    found = task(name, "[{kind: mlm}]" if name in WORDS else "[{kind: itm}, {kind: mlm}]")
     theirs = built(name, found)
     told = found.load_state_dict(
         family(found.spec).ours(found.spec, theirs.state_dict()), strict=False
     )
-    assert told.missing_keys == ["model.vision.hole"] and not told.unexpected_keys
+    own = ["model.pool.weight", "model.pool.bias"] if name == "bert" else ["model.vision.hole"]
+    assert told.missing_keys == own and not told.unexpected_keys
     compare(name, found, theirs, full(rows(6)))
 
 
@@ -125,8 +131,10 @@ def test_with_our_weights_transformers_computes_ours(name: str, task: Make, rows
     compare(name, found, theirs, full(rows(6)))
     again = family(found.spec).ours(found.spec, theirs.state_dict())
     ours = found.state_dict()
-    heads = {"heads.itm.weight", "heads.itm.bias"} if name == "vilt" else set[str]()
-    assert set(ours) - set(again) == {"model.vision.hole"} | heads
+    heads = {"heads.itm.weight", "heads.itm.bias"} if name in WORDS else set[str]()
+    pool = {"model.pool.weight", "model.pool.bias"}
+    own = pool if name == "bert" else {"model.vision.hole"}
+    assert set(ours) - set(again) == own | heads
     assert all(torch.equal(again[key], ours[key]) for key in again)
 
 

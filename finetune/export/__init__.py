@@ -6,12 +6,14 @@ A target is a module with `NAME`, which `--to` takes; `TAKES`, a sentence of wha
 its proof.json holds. `target.Target` says it in types, and docs/export.md tells what each makes.
 """
 
+from . import clip as clip
 from . import controlnet as controlnet
 from . import diffusers_lora as diffusers_lora
 from . import embedding as embedding
 from . import folder as folder
 from . import hub as hub
 from . import kohya as kohya
+from . import onnx as onnx
 from . import peft_folder as peft_folder
 from . import pipe as pipe
 from . import single_file as single_file

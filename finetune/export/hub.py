@@ -1,10 +1,10 @@
-"""A folder of transformers' LXMERT, VisualBERT or ViLT that `from_pretrained` opens, with a proof.
+"""A folder of LXMERT, VisualBERT, ViLT or BERT for transformers' `from_pretrained`, with a proof.
 
     diptych export my_run --to transformers --out folder
     model = transformers.LxmertForPreTraining.from_pretrained("folder")
 
-With the heads of `mlm` and `itm` it is the pretraining class (of ViLT, with `mlm`, the one for
-masked words), else the bare model; other heads stay behind. B rows, L tokens, N regions.
+With the heads of `mlm` and `itm` it is the pretraining class (of ViLT and BERT, with `mlm`, the
+one for masked words), else the bare model; other heads stay behind. B rows, L tokens, N regions.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..interchange import Family, family
 from ..target import new_folder
 
 NAME = "transformers"
-TAKES = "models of the form of LXMERT, VisualBERT or ViLT"
+TAKES = "models of the form of LXMERT, VisualBERT, ViLT or BERT"
 
 
 def require(run: Run) -> None:
@@ -86,6 +86,8 @@ def _inputs(there: Family, view: View) -> dict[str, Tensor]:
     """What transformers' model takes."""
     given = {"input_ids": view.tokens_BL, "attention_mask": view.real_BL.long()}
     real_BN = real_regions(view)
+    if not view.hidden_BN.shape[1]:  # words alone
+        return given
     if view.features_BNF is None or view.boxes_BN4 is None or real_BN is None:
         return {**given, "pixel_values": view.image_BCHW}
     given |= {"visual_attention_mask": real_BN.long(), there.features: view.features_BNF}

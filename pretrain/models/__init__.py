@@ -1,5 +1,6 @@
 """Table of contents: one line a model, sorted. Nothing happens at import."""
 
+from .clip import Clip as Clip
 from .dit import Dit as Dit
 from .single_stream import SingleStream as SingleStream
 from .two_stream import TwoStream as TwoStream

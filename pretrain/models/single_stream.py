@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..attend import joint_mask
-from ..layers import Layer, Order, run_layer
+from ..layers import Layer, Mask, Order, run_layer
 from ..model import Model
 from ..objective import Seen, Sizes, View, Words, real_regions
+from ..packing import Side, bins_of, causal_ranks, reach
 from ..visual import AnyVisual
 from ..visuals import Patches
 
@@ -37,6 +38,8 @@ class SingleStream(Model):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     epsilon: float = Field(default=1e-12, gt=0)
     """Of layer norms."""
+    packed: bool = False
+    """Whether padding is left out: the same numbers, to rounding, for fewer tokens."""
 
     @model_validator(mode="after")
     def _fits(self) -> "SingleStream":
@@ -78,7 +81,7 @@ class Stream(nn.Module):
 
     def __init__(self, spec: SingleStream, vocabulary: int) -> None:
         super().__init__()
-        self.recompute, self.order = False, spec.order
+        self.recompute, self.order, self.packed = False, spec.order, spec.packed
         whole = (spec.dropout, spec.epsilon)
         self.embed = layers.Words(vocabulary, spec.tokens, spec.width, *whole)
         self.vision = spec.visual.build(spec.width, spec.image_size, spec.epsilon)
@@ -97,26 +100,44 @@ class Stream(nn.Module):
         return self.embed.words
 
     def forward(self, view: View) -> Seen:
-        text_BLD, regions_BND = self.embed(view.tokens_BL), self.vision(view)
+        regions_BND, real_BN = self.vision(view), real_regions(view)
+        extra = regions_BND.shape[1] - view.hidden_BN.shape[1]  # a token of the whole image
+        if real_BN is None:
+            real_BN = torch.ones_like(regions_BND[:, :, 0], dtype=torch.bool)
+        run = self._packed if self.packed else self._padded
+        text_BLD, regions_BND = run(view, regions_BND, real_BN)
+        return Seen(
+            view=view,
+            tokens_BLD=text_BLD,
+            regions_BND=regions_BND[:, max(0, extra) :],
+            pooled_BD=torch.tanh(self.pool(text_BLD[:, 0])),
+            word_weights_VD=self.words.weight,
+        )
+
+    def _padded(self, view: View, regions_BND: Tensor, real_BN: Tensor) -> tuple[Tensor, Tensor]:
+        text_BLD = self.embed(view.tokens_BL)
+        mask = joint_mask(view.real_BL, real_BN, view.causal_B)
+        hidden_BSD = self._layers(text_BLD, regions_BND, mask)
+        length = text_BLD.shape[1]
+        return hidden_BSD[:, :length], hidden_BSD[:, length:]
+
+    def _packed(self, view: View, regions_BND: Tensor, real_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of real tokens alone; zeros where there are none. T real tokens."""
+        text, regions = Side(view.real_BL), Side(real_BN)
+        [bins] = bins_of([text, regions])
+        ranks_T = causal_ranks(text, view.causal_B, regions)
+        mask = reach(bins, bins, ranks_T, ranks_T)
+        text_1TD = self.embed(view.tokens_BL, text)
+        hidden_1TD = self._layers(text_1TD, regions.take(regions_BND), mask)
+        length = text_1TD.shape[1]
+        return text.put(hidden_1TD[:, :length]), regions.put(hidden_1TD[:, length:])
+
+    def _layers(self, text_BLD: Tensor, regions_BND: Tensor, mask: Mask) -> Tensor:
         if self.order == "pre":
             text_BLD, regions_BND = text_BLD + self.sides[0], regions_BND + self.sides[1]
         else:
             regions_BND = self.embed.dropout(self.embed.norm(regions_BND))
-        real_BN = real_regions(view)
-        if real_BN is None:
-            real_BN = torch.ones_like(regions_BND[:, :, 0], dtype=torch.bool)
-        mask = joint_mask(view.real_BL, real_BN, view.causal_B)
         hidden_BSD = torch.cat([text_BLD, regions_BND], dim=1)
         for layer in self.layers:
             hidden_BSD = run_layer(layer, self.recompute, hidden_BSD, mask)
-        if self.order == "pre":
-            hidden_BSD = self.norm(hidden_BSD)
-        length = text_BLD.shape[1]
-        extra = regions_BND.shape[1] - view.hidden_BN.shape[1]  # a token of the whole image
-        return Seen(
-            view=view,
-            tokens_BLD=hidden_BSD[:, :length],
-            regions_BND=hidden_BSD[:, length + max(0, extra) :],
-            pooled_BD=torch.tanh(self.pool(hidden_BSD[:, 0])),
-            word_weights_VD=self.words.weight,
-        )
+        return self.norm(hidden_BSD) if self.order == "pre" else hidden_BSD

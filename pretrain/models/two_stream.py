@@ -4,6 +4,7 @@ Post-LN layers, SDPA. B rows, L tokens, N regions, D width, E width of the share
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from ..attend import region_keys, text_keys, text_mask
 from ..layers import CrossLayer, Layer, Masks, run_layer
 from ..model import Model
 from ..objective import Seen, Sizes, Towers, View, Words, real_regions
+from ..packing import Side, bins_of, causal_ranks, reach
 from ..visual import AnyVisual
 from ..visuals import Patches
 
@@ -40,6 +42,8 @@ class TwoStream(Model):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     epsilon: float = Field(default=1e-12, gt=0)
     """Of layer norms."""
+    packed: bool = False
+    """Whether padding is left out: the same numbers, to rounding, for fewer tokens."""
 
     @model_validator(mode="after")
     def _fits(self) -> "TwoStream":
@@ -82,7 +86,7 @@ class Streams(nn.Module):
 
     def __init__(self, spec: TwoStream, vocabulary: int) -> None:
         super().__init__()
-        self.recompute, whole = False, (spec.dropout, spec.epsilon)
+        self.recompute, self.packed, whole = False, spec.packed, (spec.dropout, spec.epsilon)
         size = (spec.width, spec.heads, *whole)
         self.embed = layers.Words(vocabulary, spec.tokens, spec.width, *whole)
         self.vision = spec.visual.build(spec.width, spec.image_size, spec.epsilon)
@@ -105,26 +109,28 @@ class Streams(nn.Module):
         return self.embed.words
 
     def forward(self, view: View) -> Seen:
-        text_BLD, regions_BND = self.embed(view.tokens_BL), self.vision(view)
-        keys_BN = region_keys(real_regions(view))
-        masks = Masks(
-            text=text_mask(view.real_BL, view.causal_B),
-            words=text_keys(view.real_BL, view.causal_B),
-            regions=None if keys_BN is None else keys_BN[:, None, None, :],
-        )
+        regions_BND, keys_BN = self.vision(view), region_keys(real_regions(view))
+        text, regions = self._sides(view, regions_BND, keys_BN)
+        text_BLD = self.embed(view.tokens_BL, text)
+        if text and regions:
+            regions_BND = regions.take(regions_BND)
+        masks = _masks(view, keys_BN, text, regions)
         for layer in self.text_layers:
             text_BLD = run_layer(layer, self.recompute, text_BLD, masks.text)
         for layer in self.visual_layers:
             regions_BND = run_layer(layer, self.recompute, regions_BND, masks.regions)
         met_BLD, met_BND = self._meet(text_BLD, regions_BND, masks)
-        extra = len(met_BND[0]) - view.hidden_BN.shape[1]  # a token of the whole image
+        if text and regions:
+            text_BLD, regions_BND = text.put(text_BLD), regions.put(regions_BND)
+            met_BLD, met_BND = text.put(met_BLD), regions.put(met_BND)
+        extra = met_BND.shape[1] - view.hidden_BN.shape[1]  # a token of the whole image
         return Seen(
             view=view,
             tokens_BLD=met_BLD,
             regions_BND=met_BND[:, max(0, extra) :],
             pooled_BD=torch.tanh(self.pool(met_BLD[:, 0])),
             word_weights_VD=self.words.weight,
-            towers=self._towers(text_BLD, regions_BND, masks) if self.shares else None,
+            towers=self._towers(view, text_BLD, regions_BND, keys_BN) if self.shares else None,
         )
 
     def _meet(self, text_BLD: Tensor, regions_BND: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
@@ -133,18 +139,55 @@ class Streams(nn.Module):
             sides = run_layer(layer, self.recompute, sides, masks)
         return sides
 
-    def _towers(self, text_BLD: Tensor, regions_BND: Tensor, masks: Masks) -> Towers:
+    def _sides(
+        self, view: View, regions_BND: Tensor, keys_BN: Tensor | None
+    ) -> tuple[Side, Side] | tuple[None, None]:
+        """What is real on both sides, where padding is left out."""
+        if not self.packed:
+            return None, None
+        if keys_BN is None:
+            keys_BN = torch.ones_like(regions_BND[:, :, 0], dtype=torch.bool)
+        return Side(view.real_BL), Side(keys_BN)
+
+    def _towers(
+        self, view: View, text_BLD: Tensor, regions_BND: Tensor, keys_BN: Tensor | None
+    ) -> Towers:
         def pair(row_B: Tensor) -> Tensor:
-            met_BLD, _ = self._meet(text_BLD[row_B], regions_BND, masks.rows(row_B))
+            causal_B = None if view.causal_B is None else view.causal_B[row_B]
+            other = replace(view, real_BL=view.real_BL[row_B], causal_B=causal_B)
+            text, regions = self._sides(other, regions_BND, keys_BN)
+            masks, words_BLD = _masks(other, keys_BN, text, regions), text_BLD[row_B]
+            if text and regions:
+                packed = text.take(words_BLD), regions.take(regions_BND)
+                met_BLD = text.put(self._meet(*packed, masks)[0])
+            else:
+                met_BLD, _ = self._meet(words_BLD, regions_BND, masks)
             return torch.tanh(self.pool(met_BLD[:, 0]))
 
-        if masks.regions is None:
+        if keys_BN is None:
             whole_BD = regions_BND.mean(1)
         else:
-            real_BN1 = masks.regions[:, 0, 0, :, None]
-            whole_BD = (regions_BND * real_BN1).sum(1) / real_BN1.sum(1).clamp(min=1)
+            whole_BD = (regions_BND * keys_BN[..., None]).sum(1) / keys_BN.sum(1, keepdim=True)
         return Towers(
             text_BE=F.normalize(self.share_text(text_BLD[:, 0]), dim=1),
             image_BE=F.normalize(self.share_image(whole_BD), dim=1),
             pair=pair,
         )
+
+
+def _masks(view: View, keys_BN: Tensor | None, text: Side | None, regions: Side | None) -> Masks:
+    if text is None or regions is None:
+        return Masks(
+            text=text_mask(view.real_BL, view.causal_B),
+            words=text_keys(view.real_BL, view.causal_B),
+            regions=None if keys_BN is None else keys_BN[:, None, None, :],
+        )
+    words, seen = bins_of([text], [regions])
+    ranks_T = causal_ranks(text, view.causal_B, None)
+    low_T = None if ranks_T is None else torch.zeros_like(regions.row_T)
+    return Masks(
+        text=reach(words, words, ranks_T, ranks_T),
+        words=reach(seen, words, low_T, ranks_T),  # of a causal text what `text_keys` says
+        regions=reach(seen, seen),
+        look=reach(words, seen),
+    )

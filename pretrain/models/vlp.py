@@ -4,17 +4,18 @@ After VisualBERT (Li et al. 2019) and UNITER (Chen et al. 2020), on grid feature
 (Huang et al. 2020); pre-LN blocks and SDPA. B rows, L tokens, N regions, S = L + N, D width.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..attend import joint_mask
+from ..attend import attend, joint_mask
 from ..model import Model
 from ..objective import Seen, Sizes, View, Words
+from ..packing import Reach, Side, bins_of, causal_ranks, reach
 
 Streams = Literal["both", "text", "image"]
 
@@ -31,6 +32,8 @@ class Vlp(Model):
     stem: int = Field(default=32, ge=4)
     """Channels after the first convolution, doubled by each next one up to `width`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    packed: bool = False
+    """Whether padding is left out: the same numbers, to rounding, for fewer tokens."""
     streams: Streams = "both"
     """`text` and `image` are the blind controls: one of the two panels is covered."""
 
@@ -71,7 +74,7 @@ class VisionLanguage(nn.Module):
 
     def __init__(self, spec: Vlp, vocabulary: int) -> None:
         super().__init__()
-        self.streams, self.recompute = spec.streams, False
+        self.streams, self.recompute, self.packed = spec.streams, False, spec.packed
         self.words = nn.Embedding(vocabulary, spec.width)
         self.places = nn.Parameter(torch.zeros(spec.tokens, spec.width))
         self.vision = GridFeatures(spec)
@@ -84,30 +87,55 @@ class VisionLanguage(nn.Module):
         nn.init.normal_(self.places, std=0.02)
 
     def forward(self, view: View) -> Seen:
-        text_BLD = self.words(view.tokens_BL) + self.places[: view.tokens_BL.shape[1]]
-        text_BLD = self.norm_text(text_BLD)
         regions_BND, whole_B1D = self.vision(view.image_BCHW, view.hidden_BN)
-        if self.streams != "text":
-            text_BLD = text_BLD + whole_B1D
-        real_BL, length = view.real_BL, text_BLD.shape[1]
+        real_BL, length = view.real_BL, view.tokens_BL.shape[1]
         if self.streams == "image":  # the first token stays: it is where the pair is read
             real_BL = real_BL & (torch.arange(length, device=real_BL.device) == 0)
         seen_BN = torch.full_like(view.hidden_BN, self.streams != "text")
-        hidden_BSD = torch.cat([text_BLD, regions_BND], dim=1)
-        mask_B11S = joint_mask(real_BL, seen_BN, view.causal_B)
-        for block in self.blocks:
-            if self.recompute and self.training:
-                hidden_BSD = checkpoint(block, hidden_BSD, mask_B11S, use_reentrant=False)
-            else:
-                hidden_BSD = block(hidden_BSD, mask_B11S)
-        hidden_BSD = self.norm(hidden_BSD)
+        run = self._packed if self.packed and self.streams == "both" else self._padded
+        text_BLD, regions_BND = run(replace(view, real_BL=real_BL), regions_BND, seen_BN, whole_B1D)
         return Seen(
             view=view,
-            tokens_BLD=hidden_BSD[:, :length],
-            regions_BND=hidden_BSD[:, length:],
-            pooled_BD=hidden_BSD[:, 0],
+            tokens_BLD=text_BLD,
+            regions_BND=regions_BND,
+            pooled_BD=text_BLD[:, 0],
             word_weights_VD=self.words.weight,
         )
+
+    def _padded(
+        self, view: View, regions_BND: Tensor, seen_BN: Tensor, whole_B1D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        length = view.tokens_BL.shape[1]
+        text_BLD = self.norm_text(self.words(view.tokens_BL) + self.places[:length])
+        if self.streams != "text":
+            text_BLD = text_BLD + whole_B1D
+        hidden_BSD = torch.cat([text_BLD, regions_BND], dim=1)
+        hidden_BSD = self._blocks(hidden_BSD, joint_mask(view.real_BL, seen_BN, view.causal_B))
+        return hidden_BSD[:, :length], hidden_BSD[:, length:]
+
+    def _packed(
+        self, view: View, regions_BND: Tensor, seen_BN: Tensor, whole_B1D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same of real tokens alone; zeros where there are none. T real tokens."""
+        text, regions = Side(view.real_BL), Side(seen_BN)
+        [bins] = bins_of([text, regions])
+        ranks_T = causal_ranks(text, view.causal_B, regions)
+        text_TD = self.words(view.tokens_BL[text.row_T, text.place_T]) + self.places[text.place_T]
+        text_TD = self.norm_text(text_TD)
+        if self.streams != "text":
+            text_TD = text_TD + whole_B1D[text.row_T, 0]
+        hidden_1TD = torch.cat([text_TD[None], regions.take(regions_BND)], dim=1)
+        hidden_1TD = self._blocks(hidden_1TD, reach(bins, bins, ranks_T, ranks_T))
+        words = len(text_TD)
+        return text.put(hidden_1TD[:, :words]), regions.put(hidden_1TD[:, words:])
+
+    def _blocks(self, hidden_BSD: Tensor, mask: Tensor | Reach) -> Tensor:
+        for block in self.blocks:
+            if self.recompute and self.training:
+                hidden_BSD = checkpoint(block, hidden_BSD, mask, use_reentrant=False)
+            else:
+                hidden_BSD = block(hidden_BSD, mask)
+        return self.norm(hidden_BSD)
 
 
 class GridFeatures(nn.Module):
@@ -150,15 +178,9 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
 
-    def forward(self, x_BSD: Tensor, mask_B11S: Tensor) -> Tensor:
-        x_BSD = x_BSD + self._attend(self.norm_attend(x_BSD), mask_B11S)
-        return x_BSD + self.think(self.norm_think(x_BSD))
-
-    def _attend(self, x_BSD: Tensor, mask_B11S: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(x_BSD).chunk(3, dim=2)
-        )
+    def forward(self, x_BSD: Tensor, mask: Tensor | Reach) -> Tensor:
+        q, k, v = self.qkv(self.norm_attend(x_BSD)).chunk(3, dim=2)
         dropout = self.dropout if self.training else 0.0
-        heads_BHSD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=dropout)
-        return self.out(heads_BHSD.transpose(1, 2).flatten(2))
+        found_BSD = attend(q, k, v, heads=self.heads, mask=mask, dropout=dropout)
+        x_BSD = x_BSD + self.out(found_BSD)
+        return x_BSD + self.think(self.norm_think(x_BSD))

@@ -1,0 +1,1 @@
+"""What each pretraining objective is good for: `make reproduce-vlp`."""

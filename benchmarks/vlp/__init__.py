@@ -1,0 +1,1 @@
+"""What a training step costs against transformers: `make bench-vlp`."""

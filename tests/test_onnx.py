@@ -1,0 +1,68 @@
+"""ONNX exports: onnxruntime computes what was trained, for any number of rows."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diptych.data.batch import Batch
+from diptych.data.tokens import Text
+from diptych.errors import ExportError
+from diptych.finetune import export
+from diptych.finetune.export import onnx
+from diptych.finetune.target import find_target
+from diptych.pretrain.run import Run
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SIZE = "width: 16, heads: 2, image_size: 16, tokens: 12"
+STREAMS = f"{{kind: two_stream, {SIZE}, text_depth: 1, visual_depth: 1, cross_depth: 1"
+MODELS = {
+    "vilt": f"{{kind: single_stream, {SIZE}, depth: 1, packed: true, visual: {{kind: patches, "
+    "patch: 4}}",
+    "towers": f"{STREAMS}, shared: 8, visual: {{kind: regions, count: 5, values: 6}}}}",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnxruntime_computes_what_was_trained(
+    name: str, small: Callable[..., Run], text: Text, rows: Callable[..., Batch], tmp_path: Path
+) -> None:
+    heads = {"vilt": "{kind: vqa, answers: [red, blue]}", "towers": "{kind: contrastive}"}
+    run = small(f"model={MODELS[name]}", f"objectives=[{{kind: itm}}, {heads[name]}]")
+    torch.manual_seed(0)
+    task, out = run.task(text), tmp_path / name
+    for parameter in task.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    boxes = torch.rand(6, 5, 4).sort(2).values
+    boxes[1, 2:] = 0
+    arrays = {"features": torch.randn(6, 5, 6), "boxes": boxes}
+    batch = replace(rows(6), arrays=arrays if name == "towers" else {})
+    target: Any = find_target("onnx", export, run)
+    target.write(out, run, task, text, {"steps": 3})
+    proof = target.prove(out, run, task, text, batch)
+    assert proof["batch sizes"] == [1, 3, 8] and proof["process"] != os.getpid()
+    own = {"vilt": {"vqa.logits"}, "towers": {"text_embeds", "image_embeds"}}
+    wanted = {"pooled", "token_states", "region_states", "itm.logits"} | own[name]
+    assert set(proof["max_difference"]) == wanted
+    assert max(proof["max_difference"].values()) <= 1e-5
+    if name == "towers":
+        probe = load_file(out / "probe.safetensors")
+        probe["3.out.pooled"][2, 0] += 0.01
+        save_file(probe, out / "probe.safetensors")
+        with pytest.raises(ExportError, match=r"pooled differs by 0\.01 from the trained model"):
+            onnx.repeat(out, "clean_encoder_onnx.py")
+        assert not (out / "proof.json").exists()
+
+
+def test_a_denoiser_is_refused_before_anything_is_written(small: Callable[..., Run]) -> None:
+    dit = "{kind: dit, image_size: 16, tokens: 12, width: 16, depth: 1, heads: 2, patch: 4}"
+    run = small(f"model={dit}", "objectives=[{kind: ddpm}]")
+    with pytest.raises(ExportError, match=r"denoiser \(dit\); --to onnx takes encoders"):
+        onnx.require(run)
