@@ -1,7 +1,7 @@
 """Opens a folder as a stranger would: with onnxruntime and numpy, without torch and Diptych.
 
-`python -I clean_encoder_onnx.py FOLDER` runs model.onnx on the inputs in probe.safetensors, for each of the
-batch sizes there, holds its outputs against those stored, and writes proof.json.
+`python -I clean_encoder_onnx.py FOLDER` runs model.onnx on the inputs in probe.safetensors, for
+each of the batch sizes there, holds its outputs against those stored, and writes proof.json.
 """
 
 import hashlib

@@ -43,7 +43,7 @@ def find_target(name: str, table: ModuleType, run: Run | None = None) -> Target:
     Raises:
         RecipeError: there is none; the near miss is named.
     """
-    found = [target for target in targets(table) if target.NAME == name]
+    found = [target for target in targets(table) if name == target.NAME]
     if not found:
         known = sorted({target.NAME for target in targets(table)})
         raise unknown(name, [*known, "merged"], "--to")
