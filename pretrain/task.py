@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..errors import RecipeError
 from .control import Control, Port
+from .denoiser import Denoiser
 from .first_stage import Held, Moments
 from .mixing import Mixing
 from .model import Model
@@ -64,7 +65,7 @@ class Task(nn.Module):
         self.frozen = model.frozen
         self.stage = Held(model.stage) if model.stage else None
         """No submodule: no engine and no checkpoint has it."""
-        self.readers = tuple(map(Reader, getattr(model, "texts", ())))
+        self.readers = tuple(map(Reader, model.texts if isinstance(model, Denoiser) else ()))
         """Frozen text encoders; no submodules either."""
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
         self.base: str | None = None
@@ -137,7 +138,7 @@ class Task(nn.Module):
 
     def _classes(self, batch: Batch) -> Tensor | None:
         """Number of each row's class, where the model is told it."""
-        if not getattr(self.spec, "classes", ()):
+        if not isinstance(self.spec, Denoiser) or not self.spec.classes:
             return None
         pairs = zip(batch.fields, batch.keys, strict=True)
         numbers = [self.spec.class_of(fields, key) for fields, key in pairs]

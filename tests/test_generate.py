@@ -361,3 +361,18 @@ def test_classes_are_told_and_dropped_with_the_text(model: str, text: Text, rows
     assert not torch.equal(cat, dog)
     with pytest.raises(RecipeError, match=r"of class 3; model.classes names 2"):
         task(replace(batch, fields=({"cls": 3}, *batch.fields[1:])))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_activations_computed_again_give_the_same_gradients(
+    model: str, text: Text, rows: Rows
+) -> None:
+    run, batch = recipe(model, "ddpm"), rows(4)
+    plain_one, again = make(run, text).train(), make(run, text).train()
+    again.recompute()
+    losses = [task(batch).total for task in (plain_one, again)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(*losses)
+    for ours, theirs in zip(plain_one.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)

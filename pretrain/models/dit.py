@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..denoiser import Denoiser, read_context, told_classes
 from ..diffusion.context import Attention, TextContext, waves
+from ..layers import run_layer
 from ..objective import Denoised, View, Words
 
 
@@ -53,7 +54,7 @@ class DiffusionTransformer(nn.Module):
             nn.init.normal_(self.words.weight, std=0.02)
         self.enter = nn.Linear(values, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.classes = len(spec.classes)
+        self.classes, self.recompute = len(spec.classes), False
         self.kinds = nn.Embedding(self.classes + 1, width) if spec.classes else None
         self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -76,7 +77,8 @@ class DiffusionTransformer(nn.Module):
         if self.kinds is not None:
             steer_BD = steer_BD + self.kinds(told_classes(view, self.classes))
         for block in self.blocks:
-            x_BPD = block(x_BPD, F.silu(steer_BD), context_BLD, real_BL)
+            steers_BD = F.silu(steer_BD)
+            x_BPD = run_layer(block, self.recompute, x_BPD, steers_BD, context_BLD, real_BL)
         shift, scale = self.steer(F.silu(steer_BD))[:, None].chunk(2, dim=2)
         said_BPV = self.leave(self.norm(x_BPD) * (1 + scale) + shift)
         said_BVP = said_BPV.transpose(1, 2)

@@ -70,7 +70,7 @@ class ConditionalUnet(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # for seconds
 
         super().__init__()
-        self.classes = len(spec.classes)
+        self.classes, self.recompute = len(spec.classes), False
         if spec.texts:
             self.context: nn.Module = spec.frozen_context()
         elif spec.text == "clip":
@@ -101,6 +101,8 @@ class ConditionalUnet(nn.Module):
         image_BCHW, time_B = view.image_BCHW, view.time_B
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
+        if self.recompute and not self.unet.is_gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         if isinstance(self.context, ClipContext):
             context_BLD, real_BL = self.context(view.tokens_BL), None
         else:
