@@ -56,7 +56,7 @@ def ldm_tiny() -> Run:
 
     diptych train ldm_tiny --shape one        1 CPU core: about 5 minutes
 
-    Expected: the error of v on test statements falls to less than 60 % of what it is at first.
+    Expected (not measured yet): the error of v on test statements falls below 60 % of the first.
     """
     return Run(
         name="ldm_tiny",
@@ -83,8 +83,8 @@ def t2i_tiny20() -> Run:
     python scripts/tiny20.py
     diptych train t2i_tiny20 --shape one      1 CPU core: about 90 minutes
 
-    Expected: colours and shapes of the class, far more often right than the 5 % of chance; what
-    was measured stands in docs/diffusion.md.
+    Expected (not measured yet, see docs/LOG.md): samples of the right class more often than the
+    5 % of chance.
     """
     return Run(
         name="t2i_tiny20",
