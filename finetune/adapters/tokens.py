@@ -27,8 +27,11 @@ class Tokens(Adapter):
         return tuple(self.words)
 
     def put(self, site: Site) -> Iterable[nn.Parameter]:
-        if not hasattr(site.model, "context"):
-            raise RecipeError("adapter 'tokens' teaches a denoiser new words; the model is none.")
+        if not (hasattr(site.model, "context") and hasattr(site.model, "words")):
+            raise RecipeError(
+                "adapter 'tokens' teaches a denoiser with a text encoder of its own new words; "
+                "the model is none."
+            )
         if site.text is None:
             raise RecipeError("adapter 'tokens' needs the run's tokenizer.")
         old: nn.Embedding = site.model.words
