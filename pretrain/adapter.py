@@ -63,7 +63,8 @@ def adapt(task: Task, adapters: Sequence[Adapter], text: Text | None = None) -> 
     if not adapters:
         return
     task.model.requires_grad_(False)
-    task.base = base_digest(task)
+    planned = any(param.is_meta for param in task.model.parameters())  # weights without data
+    task.base = None if planned else base_digest(task)
     before = [name for name, _ in task.named_parameters()]
     trained: dict[int, nn.Parameter] = {}
     for number, adapter in enumerate(adapters):

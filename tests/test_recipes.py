@@ -21,6 +21,7 @@ from diptych.finetune import recipes as finetuning
 from diptych.finetune.parts import KINDS
 from diptych.finetune.recipes import RECIPES, find
 from diptych.pretrain import recipes as pretraining
+from diptych.pretrain.adapter import adapt
 from diptych.pretrain.run import Run, parse_run
 
 Samples = Callable[..., list[Sample]]
@@ -90,6 +91,7 @@ def test_a_recipe_can_be_planned(
     run = RECIPES[name]().model_copy(update={"batch": batch})
     with torch.device("meta"):
         task = run.task(tokens.load(f"{tmp_path}/tokenizer.json", run.model.tokens))
+        adapt(task, run.adapters)
     assert facts["parameters"] == sum(p.numel() for p in task.parameters())
     assert facts["samples"] == 80
     assert facts["data digest"] == manifest.digest
