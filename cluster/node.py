@@ -57,8 +57,6 @@ def up(
     shown = "127.0.0.1" if dashboard_host in ("127.0.0.1", "0.0.0.0") else dashboard_host
     auth.ensure_token()
     address = f"http://{shown}:{dashboard_port}"
-    # A folder of its own: Ray's jobs connect to the newest cluster of the folder that they are in.
-    words += [f"--temp-dir={tempfile.gettempdir()}/diptych-{os.getuid()}-{port}"]
     words += _has(ip, cpus, gpus)
     return _insist(
         words, f"{ip or get_node_ip_address()}:{port}", address, f"{address}/api/gcs_healthz"
@@ -170,6 +168,9 @@ def _start(words: list[str], gcs: str, dashboard: str) -> Node:
         "PATH": os.pathsep.join([bin_, os.environ.get("PATH", "")]),
     }
     environment.pop("RAY_ADDRESS", None)
+    # A folder of its own: Ray's jobs connect to the newest cluster of the folder that they are in,
+    # and nodes that share one install the same wheel at once, over each other.
+    words = [*words, f"--temp-dir={tempfile.gettempdir()}/diptych-{os.getuid()}-{time.time_ns()}"]
     # Any port will do, so that another Ray on this machine is in nobody's way.
     words = [*words, "--min-worker-port=0", "--max-worker-port=0"]
     words += ["--dashboard-agent-listen-port=0"]

@@ -189,11 +189,10 @@ def test_no_secret_is_anywhere(here: Here) -> None:
     ).text
     assert "gcs://diptych-" in told
     files = [path for path in here.home.rglob("*.log") if path.is_file()]
-    session = Path("/tmp/ray")
-    for family in here.families:  # the session folder of this very cluster
+    for family in here.families:  # the session folder of each node of this very cluster
         folders = [word for word in family[1].cmdline() if "/session_" in word]
         session = Path("/".join(folders[0].partition("=")[2].split("/")[:4]))
-    files += [path for path in session.rglob("*") if path.is_file() and path.stat().st_size]
+        files += [path for path in session.rglob("*") if path.is_file() and path.stat().st_size]
     assert any("runtime_env" in path.name for path in files)
     kept = [f"{here.place('a').url}/{name}" for name in storage.children(here.place("a").url)]
     kept = [url for url in kept if storage.exists(url)]
