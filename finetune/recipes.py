@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from ..config import from_yaml, plain, unknown
 from ..data import storage
+from ..pretrain import presets as published
 from ..pretrain import recipes as pretraining
 from ..pretrain.run import Data, Optim, Run, revise
-from . import adapters, heads
+from . import adapters, heads, presets
 from .parts import KINDS
 
 ANSWERS = (
@@ -61,14 +62,28 @@ def vqa_easy_lora() -> Run:
 
 
 RECIPES: dict[str, Callable[[], Run]] = {
+    "caption_base": presets.caption_base,
     "dit_b": pretraining.dit_b,
+    "grounding_base": presets.grounding_base,
     "ldm8_t2i": pretraining.ldm8_t2i,
     "ldm_tiny": pretraining.ldm_tiny,
+    "lxmert_base": published.lxmert_base,
+    "nlvr_base": presets.nlvr_base,
+    "pixelbert_r50": published.pixelbert_r50,
+    "retrieval_base": presets.retrieval_base,
     "sd1_shapes": pretraining.sd1_shapes,
     "t2i_tiny20": pretraining.t2i_tiny20,
+    "uniter_base": published.uniter_base,
+    "vilbert_base": published.vilbert_base,
+    "visualbert_base": published.visualbert_base,
+    "vlbert_base": published.vlbert_base,
+    "vlp_base": published.vlp_base,
     "vlp_easy": pretraining.vlp_easy,
+    "vlp_tiny": published.vlp_tiny,
+    "vqa_base": presets.vqa_base,
     "vqa_easy": vqa_easy,
     "vqa_easy_lora": vqa_easy_lora,
+    "vqa_rad": presets.vqa_rad,
 }
 
 
