@@ -17,6 +17,7 @@ import multiprocessing
 import random
 import socket
 import tempfile
+import time
 from collections import Counter
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -107,8 +108,8 @@ class Attempts:
         return said
 
 
-def chaos(run: str, bucket: dict[str, str], kills: int, seed: int) -> dict[str, Any]:
-    """Kills so often at one run, and compares its end with that of a run left alone.
+def chaos(run: str, bucket: dict[str, str], kills: int, seed: int, until: float) -> dict[str, Any]:
+    """Kills so often at one run, or until a monotonic time; compares its end with a calm run's.
 
     Raises:
         SystemExit: a kill left no checkpoint to go on from, or cost more than an interval.
@@ -116,7 +117,7 @@ def chaos(run: str, bucket: dict[str, str], kills: int, seed: int) -> dict[str, 
     draw, attempts = random.Random(seed), Attempts(f"{run}/fire", bucket)
     sizes = [_bytes(f"{run}/measured-{rank}", bucket, rank) for rank in range(WORLD)]
     at, lost, began, killed = 0, Counter[int](), Counter[str](), 0
-    while killed < kills:
+    while killed < kills and time.monotonic() < until:
         victim = draw.randrange(WORLD)
         whole, large = sizes[victim]
         byte = draw.randrange(whole) if draw.random() < 0.5 else draw.randrange(large, whole)
@@ -170,17 +171,23 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--kills", type=int, default=160, help="on a disk")
     parser.add_argument("--s3", type=int, default=40, help="on a bucket")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=600.0, help="then each ends its kills")
     asked = parser.parse_args(arguments)
+    limit = 60 * asked.minutes
     home = Path(tempfile.mkdtemp(prefix="diptych-chaos-save-"))
     found: list[dict[str, Any]] = []
     if asked.kills:
         run = storage.absolute(str(home / "runs"))
-        found.append({"where": "disk", **chaos(run, {}, asked.kills, asked.seed)})
+        found.append(
+            {"where": "disk", **chaos(run, {}, asked.kills, asked.seed, time.monotonic() + limit)}
+        )
         left = save_ranks.unfinished(home)
         found[-1] |= {"files begun and left": len(left)}
     if asked.s3:
         with serve(home / "weed", "chaos") as server:
-            found.append({"where": "S3", **chaos("s3://chaos/runs", server, asked.s3, asked.seed)})
+            end = time.monotonic() + limit
+            facts = chaos("s3://chaos/runs", server, asked.s3, asked.seed, end)
+            found.append({"where": "S3", **facts})
     for row in found:
         print(json.dumps({"benchmark": "chaos-save", **row}))
         table = Table("what", "found")

@@ -15,8 +15,8 @@ from .optim import lr_at
 from .run import Run
 from .task import Losses
 
-_HEAR_S = 1.0
-"""A wish to stop is heard within about as long, or within a step."""
+_HEAR_S = 0.25
+"""A wish to stop is heard within about as long, or within a step: one number is summed for it."""
 Doing = Literal["start", "data", "step", "save"]
 
 
@@ -153,7 +153,7 @@ class Meter:
             )
 
     def ask(self, last: int) -> bool:
-        """Whether any rank wants to stop; asked about once a second, at the same steps everywhere.
+        """Whether any rank wants to stop; asked four times a second, at the same steps everywhere.
 
         Where reports come as often, they ask.
         """
