@@ -138,10 +138,11 @@ class Task(nn.Module):
 
     def _classes(self, batch: Batch) -> Tensor | None:
         """Number of each row's class, where the model is told it."""
-        if not isinstance(self.spec, Denoiser) or not self.spec.classes:
+        spec = self.spec
+        if not isinstance(spec, Denoiser) or not spec.classes:
             return None
         pairs = zip(batch.fields, batch.keys, strict=True)
-        numbers = [self.spec.class_of(fields, key) for fields, key in pairs]
+        numbers = [spec.class_of(fields, key) for fields, key in pairs]
         return torch.tensor(numbers, device=batch.draws_B.device)
 
     def _states(self, number: int, batch: Batch) -> States:

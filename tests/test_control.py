@@ -98,8 +98,7 @@ def test_the_copy_is_of_the_base(text: Text) -> None:
         ours, theirs = (getattr(one, name).state_dict() for one in (net, unet))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    drawn = task_of(settings({**NET, "copy_base": False}), text)
-    assert drawn.control is not None
+    drawn: Any = task_of(settings({**NET, "copy_base": False}), text)
     assert not torch.equal(drawn.control.net.conv_in.weight, drawn.model.unet.conv_in.weight)
 
 
