@@ -19,7 +19,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from diptych.__main__ import app
 from diptych.data.tokens import Text
 from diptych.errors import ExportError
 from diptych.finetune import adapter_proof
@@ -27,11 +29,13 @@ from diptych.finetune.adapter_proof import keep_probe, probe_view, write_base
 from diptych.finetune.export import diffusers_lora, embedding, kohya, peft_folder
 from diptych.finetune.parts import KINDS
 from diptych.finetune.sides import sides
+from diptych.finetune.start import fresh_task
 from diptych.finetune.verify import verify
 from diptych.finetune.verify_base import account_of
 from diptych.pretrain.adapter import adapt
 from diptych.pretrain.objective import Denoised, View
 from diptych.pretrain.run import Run, parse_run
+from diptych.pretrain.rundir import RunDir
 from diptych.pretrain.task import Task
 
 ROOT = Path(__file__).parents[1]
@@ -340,3 +344,35 @@ def test_a_module_of_our_own_is_proven_in_peft(text: Text, tmp_path: Path) -> No
     with pytest.raises(ExportError, match="a module of our own that no pipeline"):
         kohya.write(tmp_path / "no", run, task, text, {})
     assert replace(probe_view(run, task, text)).time_B is not None
+
+
+def test_the_verb_proves_an_export_again_on_the_run_it_stands_on(
+    text: Text, keep: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    model = {"kind": "unet", "channels": [8, 16], "groups": 4, "heads": 2, "width": 16}
+    values: dict[str, Any] = {
+        "name": "base",
+        "model": {**model, "image_size": 16, "tokens": 12},
+        "objectives": [{"kind": "ddpm"}],
+        "data": {"train": "/nowhere", "tokenizer": "/nowhere.json"},
+    }
+    plain = parse_run(values, KINDS, source="test")
+    torch.manual_seed(0)
+    base, other = (keep(plain, plain.task(text), text) for _ in range(2))
+    low = {"kind": "lora", "on": ["denoiser"], "rank": 2, "alpha": 4}
+    values |= {"name": "my-lora", "start_from": base.url, "adapters": [low]}
+    run = parse_run(values, KINDS, source="test")
+    task = fresh_task(run, text).eval()
+    for param in task.model.unet.parameters():
+        param.data += 0.1 * param.requires_grad
+    out = tmp_path / "out"
+    peft_folder.write(out, run, task, text, {})
+    peft_folder.prove(out, run, task, text, None)  # type: ignore[arg-type]
+    done = CliRunner().invoke(app, ["verify", str(out), "--base", base.url, "--json"])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["proven again"] == {"unet": 0.0} and said["layout"] == "peft"
+    done = CliRunner().invoke(app, ["verify", str(out), "--base", other.url])
+    assert done.exit_code and "trained on another base: unet" in str(done.exception)
+    done = CliRunner().invoke(app, ["verify", str(out), "--base", str(tmp_path)])
+    assert done.exit_code and "neither a run nor a folder of diffusers" in str(done.exception)
