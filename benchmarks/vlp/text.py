@@ -70,7 +70,8 @@ def names() -> dict[str, str]:
 
 def _bert(made: Task, attention: str) -> Any:
     settings = BERT.config(made.spec, VOCABULARY)
-    config = transformers.BertConfig(**settings, attn_implementation=attention)
+    kind: Any = transformers.BertConfig
+    config = kind(**settings, attn_implementation=attention)
     model: Any = transformers.BertForMaskedLM(config)
     told = model.load_state_dict(BERT.theirs(made.spec, made.state_dict())[1], strict=False)
     model.tie_weights()

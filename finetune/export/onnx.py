@@ -91,7 +91,7 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     """
     new_folder(out)
     graph = Graph(run, _padded(task)).eval()
-    example = _inputs(run, text, 2)
+    example = _inputs(run, text, 3)
     with torch.no_grad():
         names = list(graph.named(*example))
     rows = torch.export.Dim("rows", min=1, max=1 << 16)

@@ -93,16 +93,17 @@ def _towers(settings: dict[str, Any]) -> Any:
             """The word embeddings."""
             return self.token_embedding
 
-        def forward(self, view: View) -> Seen:
+        def forward(self, view: View) -> Seen:  # pyright: ignore[reportIncompatibleMethodOverride]
+            here: Any = self  # open_clip says nothing of the types of its parts
             tokens_BL, length = view.tokens_BL, view.tokens_BL.shape[1]
-            if length < self.context_length:
-                tokens_BL = F.pad(tokens_BL, (0, self.context_length - length))
-            states_BLD = self.token_embedding(tokens_BL) + self.positional_embedding
-            states_BLD = self.ln_final(self.transformer(states_BLD, attn_mask=self.attn_mask))
-            end_B = (tokens_BL == self.text_eos_id).int().argmax(1)
+            if length < here.context_length:
+                tokens_BL = F.pad(tokens_BL, (0, here.context_length - length))
+            states_BLD = here.token_embedding(tokens_BL) + here.positional_embedding
+            states_BLD = here.ln_final(here.transformer(states_BLD, attn_mask=here.attn_mask))
+            end_B = tokens_BL.eq(here.text_eos_id).int().argmax(1)
             row_B = torch.arange(len(end_B), device=end_B.device)
-            text_BD = F.normalize(states_BLD[row_B, end_B] @ self.text_projection, dim=1)
-            image_BD = F.normalize(self.visual(view.image_BCHW), dim=1)
+            text_BD = F.normalize(states_BLD[row_B, end_B] @ here.text_projection, dim=1)
+            image_BD = F.normalize(here.visual(view.image_BCHW), dim=1)
 
             def pair(other_B: Tensor) -> Tensor:
                 return text_BD[other_B] * image_BD
@@ -112,7 +113,7 @@ def _towers(settings: dict[str, Any]) -> Any:
                 tokens_BLD=states_BLD[:, :length],
                 regions_BND=states_BLD[:, :0],
                 pooled_BD=text_BD * image_BD,
-                word_weights_VD=self.token_embedding.weight,
+                word_weights_VD=here.token_embedding.weight,
                 towers=Towers(text_BE=text_BD, image_BE=image_BD, pair=pair),
             )
 

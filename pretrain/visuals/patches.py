@@ -54,4 +54,4 @@ class PatchTokens(nn.Module):
         patches_BND = patches_BND + self.places + view.hidden_BN[..., None] * self.hole
         if self.whole is None:
             return patches_BND
-        return torch.cat([self.whole.expand(len(patches_BND), 1, -1), patches_BND], dim=1)
+        return torch.cat([self.whole.expand(patches_BND.shape[0], 1, -1), patches_BND], dim=1)
