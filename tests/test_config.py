@@ -41,7 +41,7 @@ def refused(*settings: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("bach=64", "unknown 'bach'. Did you mean 'batch'? There are: batch, checkpoint_steps"),
+        ("bach=64", "unknown 'bach'. Did you mean 'batch'? There are: adapters, batch, "),
         ("optim.warmup=1", "unknown 'warmup'. Did you mean 'warmup_steps'?"),
         ("data.trian=x", "unknown 'trian'. Did you mean 'train'?"),
         ("model.widht=64", "model 'vlp': widht: unknown 'widht'. Did you mean 'width'?"),
@@ -191,7 +191,7 @@ def test_a_part_is_addressed_by_position_and_by_kind() -> None:
     for path in ("objectives.mlm.rate", "objectives.2.rate"):
         assert plain(revised(f"{path}=0.25"))["objectives"][2]["rate"] == 0.25
     assert plain(revised("objectives.1={kind: vqa, answers: [a, b]}"))["objectives"][1] == {
-        "kind": "vqa", "weight": 1.0, "answers": ["a", "b"], "soft": False
+        "kind": "vqa", "weight": 1.0, "answers": ["a", "b"], "soft": False, "inner": None
     }  # fmt: skip
     assert revised("optim.betas.1=0.95").optim.betas == (0.9, 0.95)
     assert revised("objectives=[{kind: mlm}]").objectives[0].kind == "mlm"
