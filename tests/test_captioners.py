@@ -114,8 +114,12 @@ def test_the_image_reaches_the_words_and_the_model(
     assert stem.grad.any()
 
 
-def test_captions_that_were_learned(small: Small, text: Text, rows: Rows) -> None:
-    """`attend_tell` alone: docs/LOG.md says why not `show_tell`."""
+@pytest.mark.parametrize(
+    ("kind", "lr", "steps"), [("show_tell", 3e-3, 300), ("attend_tell", 1e-2, 60)]
+)
+def test_captions_that_were_learned(
+    kind: str, lr: float, steps: int, small: Small, text: Text, rows: Rows
+) -> None:
     torch.manual_seed(0)
     wanted = [f"{number} a picture" for number in range(4)]
     tokens_BL, real_BL = text.encode(wanted)
@@ -123,9 +127,9 @@ def test_captions_that_were_learned(small: Small, text: Text, rows: Rows) -> Non
     features = torch.randn(4, 1, 5).expand(4, 4, 5)
     batch = replace(rows(4), tokens_BL=tokens_BL, real_BL=real_BL)
     batch = replace(batch, arrays={"features": features, "boxes": boxes})
-    task = small(one("attend_tell", ", dropout: 0"), REGIONS).task(text)
-    optimiser = torch.optim.AdamW(task.parameters(), 1e-2, weight_decay=0)
-    for _ in range(60):
+    task = small(one(kind, ", dropout: 0"), REGIONS).task(text)
+    optimiser = torch.optim.AdamW(task.parameters(), lr, weight_decay=0)
+    for _ in range(steps):
         optimiser.zero_grad()
         task(batch).total.backward()
         optimiser.step()
