@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -26,7 +27,7 @@ def check(out: Path) -> dict[str, float]:
     Raises:
         SystemExit: an output differs.
     """
-    model = open_clip.create_model(f"local-dir:{out}").eval()
+    model: Any = open_clip.create_model(f"local-dir:{out}").eval()
     probe = load_file(out / "probe.safetensors")
     image, text = probe["in.image"], probe["in.text"]
     logits, _ = model.get_logits(image, text)

@@ -93,7 +93,7 @@ def retrieval_base() -> Run:
     return Run(
         name="retrieval_base",
         model=models.TwoStream(
-            **(BERT_BASE | {"tokens": 30}),
+            **dict(BERT_BASE, tokens=30),
             text_depth=6,
             visual_depth=6,
             cross_depth=6,

@@ -131,7 +131,7 @@ def vilbert_base() -> Run:
     first state (there times the image's), boxes have 7 numbers instead of 5.
     """
     model = models.TwoStream(
-        **(BERT_BASE | {"tokens": 36}),
+        **dict(BERT_BASE, tokens=36),
         text_depth=6,
         visual_depth=0,
         cross_depth=6,
