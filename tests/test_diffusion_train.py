@@ -127,7 +127,8 @@ def test_it_learns_what_the_captions_say(
     name = f"{objective}.loss"
     assert found[-1][name] < 0.6 * found[0][name]
     quarters = {f"{objective}.mse.{number}" for number in range(4)}
-    assert set(found[-1]) == {"step", "lr", "seconds", "skipped", name, *quarters}
+    always = {"step", "lr", "seconds", "skipped", "tokens", "fill"}
+    assert set(found[-1]) == {*always, name, *quarters}
     tests = [painted(rows, 32, 10_000)]
     right = evaluate(task, tests)[name]
     wrong = evaluate(task, tests, change=shuffled)[name]

@@ -141,7 +141,7 @@ def test_a_report_is_the_mean_over_its_own_steps(small: Small, rows: Rows, engin
             count = sum(int(each.sums[name][1]) for each in part)
             assert row[name] == pytest.approx(total / count), (name, first)
     names = {f"{kind}.{what}" for kind in ("itm", "mrm", "mlm") for what in ("loss", "accuracy")}
-    assert set(found[0]) == names | {"step", "lr"}
+    assert set(found[0]) == names | {"step", "lr", "tokens", "fill"}
 
 
 def test_a_report_is_the_mean_over_all_ranks(small: Small, rows: Rows, engine: Engines) -> None:
@@ -163,7 +163,8 @@ def test_what_was_never_tried_is_not_reported(small: Small, rows: Rows, engine: 
     """Rows whose answer is not in the vocabulary have no loss; dividing by none is no number."""
     run = short(small, "objectives=[{kind: vqa, answers: [maybe, never]}]")
     _, found = go(engine(run), dealt(rows, 0, 7), run)
-    assert [set(row) for row in found] == [{"step", "lr", "vqa.accuracy"}] * 3
+    names = {"step", "lr", "vqa.accuracy", "tokens", "fill"}
+    assert [set(row) for row in found] == [names] * 3
     assert found[0]["vqa.accuracy"] == 0
 
 
