@@ -40,20 +40,22 @@ def require(run: Run) -> None:
         raise ExportError(
             f"{run.name} is of kind {run.model.kind!r}; --to onnx takes a denoiser of kind 'unet'."
         )
+    if run.model.text != "clip":
+        raise ExportError(
+            f"{run.name} masks what fills up its texts, and torch cannot export that mask of "
+            "diffusers for any number of rows. Train with --set model.text=clip, which has none."
+        )
 
 
 class Bare(nn.Module):
-    """(sample, timestep, states of the text[, which of them are real]) -> what the network says."""
+    """(sample, timestep, states of the text) -> what the network says."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor, context: Tensor, real: Tensor | None = None
-    ) -> Tensor:
-        said = self.unet(sample, timestep, context, encoder_attention_mask=real, return_dict=False)
-        return said[0]
+    def forward(self, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return self.unet(sample, timestep, context, return_dict=False)[0]
 
 
 def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) -> None:
@@ -113,15 +115,11 @@ def _inputs(run: Run, task: Task, rows: int) -> dict[str, Tensor]:
     shape = (spec.first_stage.channels, cells, cells)
     noise = normal(keys_B, "sample", shape[0] * cells * cells)
     states = normal(keys_B, "context", spec.tokens * spec.width)
-    found = {
+    return {
         "sample": noise.float().view(-1, *shape),
         "timestep": torch.linspace(1, 999, rows),
         "encoder_hidden_states": states.float().view(-1, spec.tokens, spec.width),
     }
-    if spec.text == "clip":  # trained without a mask
-        return found
-    real_BL = torch.arange(spec.tokens)[None, :] < torch.arange(2, rows + 2)[:, None]
-    return {**found, "encoder_attention_mask": real_BL}
 
 
 def _card(run: Run, given: dict[str, Tensor], facts: dict[str, Any]) -> str:
