@@ -1,9 +1,11 @@
 """A task under DeepSpeed on one rank: step, sum, save, restore."""
 
+import contextlib
 import importlib
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -43,7 +45,7 @@ class DeepSpeedEngine:
         partition.set_steps(self.engine, 0)
         if self.engine.optimizer is optimiser:
             optimiser.register_step_pre_hook(_refuse_non_finite)
-        self.ema, self.steps = run.ema, 0
+        self.ema, self.steps, self._world = run.ema, 0, shape.workers
         mine = partition.owned(self.engine, self.rank, shape.workers) if run.ema else []
         self._weights = [piece for piece in mine if piece[1] == WEIGHT]
         self._averages = [(name, EMA, at, data.clone()) for name, _, at, data in self._weights]
@@ -84,6 +86,28 @@ class DeepSpeedEngine:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the task computes with the moving average; every rank enters it.
+
+        Weights and averages change places and back, so that nothing of them is held twice.
+        """
+        self._copied()
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for (*_, average), (*_, weight) in zip(self._averages, self._weights, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+        partition.spread(self.engine, self._world)
+        partition.renew(self.engine)
 
     def save(self, step: int, *, wait: bool) -> None:
         self.join()

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import DiptychError
 
-DOING = ("start", "data", "step", "save")
+DOING = ("start", "data", "step", "save", "draw")
 """`pretrain.loop.Doing`, and the first step counts as `start`: it may take much longer."""
 NO, NEXT, NOW = 0, 1, 2
 """Wishes to stop, each stronger than the one before: none, at the next checkpoint, soon."""
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something a worker tells the driver: `metrics`, `log` or `event`."""
+    """Something a worker tells the driver: `metrics`, `log`, `picture` or `event`."""
 
     kind: str
     rank: int

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..pretrain.checkpoint import WEIGHT
@@ -48,10 +49,30 @@ def owned(engine: Any, rank: int, world: int) -> list[Piece]:
         return held(engine)
     found: list[Piece] = []
     for param, kind, offset, data in held(engine):
-        first, last = (data.numel() * n // world for n in (rank, rank + 1))
+        first, last = _share(data, rank, world)
         if first < last:
             found.append((param, kind, offset + first, data[first:last]))
     return found
+
+
+@torch.no_grad()
+def spread(engine: Any, world: int) -> None:
+    """Without ZeRO, gives each rank the weights that others own; all were changed by their owners.
+
+    With ZeRO `renew` does it. Every rank calls it.
+    """
+    if world == 1 or hasattr(engine.optimizer, "partition_count"):
+        return
+    for _, kind, _, data in held(engine):
+        for rank in range(world) if kind == WEIGHT else ():
+            first, last = _share(data, rank, world)
+            if first < last:
+                dist.broadcast(data[first:last], src=rank)
+
+
+def _share(data: Tensor, rank: int, world: int) -> tuple[int, int]:
+    """The elements of a tensor that every rank holds which one rank owns."""
+    return data.numel() * rank // world, data.numel() * (rank + 1) // world
 
 
 def shapes(engine: Any) -> dict[str, tuple[int, ...]]:

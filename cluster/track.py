@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress line, metrics.jsonl, TensorBoard events, logs, status."""
 
+import io
 import json
 import os
 import socket
@@ -10,6 +11,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -84,6 +87,8 @@ class Tracker:
             self.log(event.body["text"], event.rank)
         elif event.kind == "metrics":
             self._metrics(event.body)
+        elif event.kind == "picture":
+            self._picture(**event.body)
         elif event.kind == "event":
             self._happened(event.body, event.rank)
             self.log(_told(event.body), event.rank)
@@ -172,6 +177,14 @@ class Tracker:
         self._line.show(row)
         if row["step"] % self.run.checkpoint_steps == 0:
             self.flush()
+
+    def _picture(self, step: int, name: str, url: str) -> None:
+        """A sheet of samples, which lies in the run's folder already."""
+        assert self._board is not None  # `begin` came before any event
+        with Image.open(io.BytesIO(storage.read(url))) as sheet:
+            pixels_HWC = np.asarray(sheet.convert("RGB"))
+        self._board.add_image(f"samples/{name}", pixels_HWC, step, dataformats="HWC")
+        self.flush()
 
     def _old_log(self, rank: int) -> list[str]:
         url = self.place.at("logs", _log_name(rank))

@@ -26,6 +26,7 @@ from .checkpoint import Writer
 from .job import NEXT, NOW, Board, Event, Job, Outcome, Place
 from .journal import Journal
 from .shapes import Shape
+from .sheets import Sheets
 
 
 class Rank(Listener):
@@ -54,6 +55,10 @@ class Rank(Listener):
         self.journal.row(row)
         if self.rank == 0:
             self._pipe.send(Event("metrics", self.rank, row))
+
+    def drawn(self, step: int, name: str, url: str) -> None:
+        """Tells of a sheet of samples."""
+        self._pipe.send(Event("picture", self.rank, {"step": step, "name": name, "url": url}))
 
     def stopping(self) -> bool:
         due = (self._step + 1) % self.run.checkpoint_steps == 0
@@ -143,7 +148,8 @@ def learn(listener: Rank, shape: Shape, host: str) -> int:
         holes=holes,
         joined=run.joined(plan),
     )
-    return train(engine, loader, run, listener)
+    sheets = Sheets(engine, run, text, place, listener.drawn)
+    return train(engine, loader, run, listener, sheets.draw)
 
 
 def _is_cut(err: Exception) -> bool:

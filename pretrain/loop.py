@@ -1,7 +1,7 @@
 """The training loop: take a batch, step, tell, now and then keep. It knows no machine."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -11,13 +11,14 @@ from ..data.batch import Batch
 from ..data.draws import row_key
 from ..errors import NonFiniteError
 from . import packing
+from .diffusion.sheet import due
 from .optim import lr_at
 from .run import Run
 from .task import Losses
 
 _HEAR_S = 0.25
 """A wish to stop is heard within about as long, or within a step: one number is summed for it."""
-Doing = Literal["start", "data", "step", "save"]
+Doing = Literal["start", "data", "step", "save", "draw"]
 
 
 class Engine(Protocol):
@@ -67,7 +68,7 @@ class Listener:
         """Of every batch before it is trained on; the ledger listens here."""
 
     def doing(self, what: Doing, step: int) -> None:
-        """At every change: waiting for the data of a step, taking it, saving after it."""
+        """At every change: waiting for data, taking a step, saving or drawing after it."""
 
     def skipped(self, step: int, batch: Batch, blame: bool) -> None:
         """A step was not taken. `blame`: this rank's rows may be why."""
@@ -83,7 +84,11 @@ class Listener:
 
 
 def train(
-    engine: Engine, batches: Iterable[tuple[int, Batch]], run: Run, listener: Listener
+    engine: Engine,
+    batches: Iterable[tuple[int, Batch]],
+    run: Run,
+    listener: Listener,
+    draw: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Trains on the batches and returns the number of steps done so far in the run.
 
@@ -92,6 +97,7 @@ def train(
         batches: (step, this rank's rows); steps count from 0.
         run: the recipe.
         listener: told of everything, and asked whether to stop.
+        draw: draws the recipe's sheet of samples after so many steps; every rank calls it.
 
     Raises:
         NonFiniteError: too many steps in a row had no finite loss or gradient.
@@ -104,9 +110,12 @@ def train(
         torch.manual_seed(row_key(run.seed, step, engine.rank))  # dropout; no state to save
         meter.add(step, batch, engine.step(batch, lr_at(run.optim, step, run.steps)))
         last = step + 1
-        due = last % run.log_steps == 0 or last == run.steps
-        stop = not due and meter.ask(last)
-        if due or stop:
+        if due(run.sample_steps, last, run.steps):
+            listener.doing("draw", step)
+            draw(last)
+        tell = last % run.log_steps == 0 or last == run.steps
+        stop = not tell and meter.ask(last)
+        if tell or stop:
             stop = meter.report(last) or stop
         if stop or last == run.steps:
             listener.doing("save", step)

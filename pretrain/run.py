@@ -21,6 +21,8 @@ from ..data.transforms import Pixels
 from ..errors import RecipeError
 from .adapter import Adapter
 from .control import Control
+from .denoiser import Denoiser
+from .diffusion.sheet import Sheet
 from .ema import Ema
 from .hint import Hint
 from .mixing import mixing
@@ -171,6 +173,11 @@ class Run(Record):
     log_steps: int = Field(default=10, ge=1)
     checkpoint_steps: int = Field(default=200, ge=1)
     """A multiple of log_steps."""
+    sample_steps: int | None = Field(default=None, ge=1)
+    """Draw `samples` so often, and at the end: raw weights and moving average, to PNG files in the
+    run's folder and to TensorBoard. Never, by default."""
+    samples: Sheet = Sheet()
+    """Prompts that are drawn while it trains, and how."""
 
     @field_validator("start_from", "text_from")
     @classmethod
@@ -216,12 +223,34 @@ class Run(Record):
                 f"data.hints names {unread[0]!r}, which nothing reads; the control's hint is "
                 f"{', '.join(self._hints) or 'none'}"
             )
+        if self.sample_steps and self.control:
+            raise ValueError(
+                "a control steers by pictures, of which samples.prompts know none; leave "
+                "sample_steps unset, and draw with `diptych sample RUN --control`"
+            )
+        if self.sample_steps and not self.prompts:
+            raise ValueError(
+                "sample_steps draws samples.prompts, and there are none: samples.prompts=['a cat']"
+            )
         if self.checkpoint_steps % self.log_steps:
             raise ValueError(
                 f"checkpoint_steps {self.checkpoint_steps} is not a multiple of log_steps "
                 f"{self.log_steps}"
             )
         return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is drawn of while it trains.
+
+        Raises:
+            ValueError: samples are asked for of a model that draws none.
+        """
+        if isinstance(self.model, Denoiser):
+            return self.samples.wanted(self.model.classes)
+        if self.sample_steps:
+            raise ValueError(f"model {self.model.kind!r} draws no images; leave sample_steps unset")
+        return ()
 
     @property
     def new_words(self) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ metrics.jsonl    one row every log_steps steps
 events.jsonl     attempts, restarts, skipped steps with their samples
 ledger/          what each rank trained on, as digests by step
 logs/            the driver's and the workers' last lines
+samples/         sheets of images that were drawn while it trained, `step-000100-ema.png`
+tensorboard/     the same and all metrics: tensorboard --logdir RUN
 checkpoints/     see checkpoint.py
 """
 

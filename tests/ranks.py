@@ -161,6 +161,27 @@ class Rank:
         for name, weights in ours.items():
             assert torch.equal(weights, found[name]), name
 
+    def draw(self) -> Any:
+        """As `train`, with a sheet of samples after each step where `sheets` is set."""
+        from diptych.cluster.sheets import Sheets
+        from diptych.data import tokens
+        from diptych.pretrain.rundir import RunDir
+
+        told: list[str] = []
+        text = tokens.from_text(tokens.learn(["red blue"], 37), 4)
+        place = RunDir(self.job["out"])
+        sheets = Sheets(
+            self.engine, self.settings, text, place, lambda done, name, url: told.append(url)
+        )
+        losses: list[float] = []
+        for step in range(self.job["steps"]):
+            losses.append(self.step(step))
+            if self.job["sheets"]:
+                sheets.draw(step + 1)
+            self.engine.save(step + 1, wait=False)
+        self.engine.join()
+        return [losses, told]
+
     def load(self) -> Any:
         """Takes over each checkpoint of `runs`, saves it again, and takes one step more."""
         from diptych.errors import CheckpointError
