@@ -7,11 +7,11 @@ decoded or reserved. `docs/decode.md` says what decoding at a scale does to pixe
 import io
 import json
 import math
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import CrcError, ShardError
@@ -162,7 +162,7 @@ def sample(
     """
     found: dict[str, Any] = {"image": None, "size": None, "text": None, "fields": {}, "arrays": {}}
     for extension, blob in blobs.items():
-        if zlib.crc32(blob) != record.members[extension].crc32:
+        if isal_zlib.crc32(blob) != record.members[extension].crc32:
             raise CrcError(
                 f"{shard}: {record.key}.{extension} is not the file that was indexed (crc32). "
                 "The shard changed or is damaged: index it again, or upload it again."

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pydantic_core
 
 from ..errors import ShardError, StaleIndexError, StorageError
 from . import storage
@@ -176,7 +177,7 @@ class Lines:
 
     def shapes(self, first: int, last: int) -> np.ndarray:
         """(3, N) int64 of the samples [first, last): image width, height, characters of text."""
-        rows = [json.loads(self._line(position)) for position in range(first, last)]
+        rows = [pydantic_core.from_json(self._line(position)) for position in range(first, last)]
         found = [(row.get("width", 0), row.get("height", 0), row["text"]) for row in rows]
         return np.array(found, dtype=np.int64).reshape(-1, 3).T
 
@@ -288,7 +289,7 @@ def _line(record: Record, blobs: dict[str, bytes]) -> str:
 
 
 def _entry(line: bytes) -> Entry:
-    row = json.loads(line)
+    row = pydantic_core.from_json(line)
     members = {ext: Member(*place) for ext, place in row["members"].items()}
     return Entry(Record(row["key"], members), row.get("width"), row.get("height"), row["text"])
 
