@@ -38,7 +38,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, bool]
         {
             "do": "draw",
             "shape": {"workers": workers, "zero_stage": stage},
-            "steps": 2,
+            "steps": 3,
             "sheets": sheets,
             "out": f"{place}/{workers}-{stage}-{sheets}",
             "recipe": more,
@@ -60,7 +60,7 @@ def test_training_never_notices(said: Any, workers: int, stage: int) -> None:
     )
     assert losses == others
     assert not nothing
-    ours, theirs = (open_checkpoint(url, 2) for url in (with_it, without))
+    ours, theirs = (open_checkpoint(url, 3) for url in (with_it, without))
     for kind in ours.kinds:
         weights = ours.weights(kind)
         for name, other in theirs.weights(kind).items():
@@ -69,19 +69,19 @@ def test_training_never_notices(said: Any, workers: int, stage: int) -> None:
 
 @pytest.mark.parametrize(("workers", "stage"), STAGES)
 def test_every_world_draws_the_same(said: Any, workers: int, stage: int) -> None:
-    names = [f"step-{step:06d}-{kind}.png" for step in (1, 2) for kind in ("raw", "ema")]
+    names = [f"step-{step:06d}-{kind}.png" for step in (1, 2, 3) for kind in ("raw", "ema")]
     drawn = said[workers, stage, True][1][1]
     assert [Path(url).name for url in drawn] == names
     alone = said[1, 0, True][1][1]
     for url, other in zip(drawn, alone, strict=True):
         assert np.abs(pixels(url) - pixels(other)).mean() < 1, url
-    raw, averaged = pixels(drawn[2]), pixels(drawn[3])
+    raw, averaged = pixels(drawn[4]), pixels(drawn[5])
     assert np.abs(raw - averaged).mean() > 2  # the average is another model
     assert raw.shape == (3 * 10 + 2, 8 + 4, 3)  # one row a prompt
 
 
 def test_the_average_is_what_is_drawn_with(said: Any) -> None:
-    checkpoint = open_checkpoint(said[2, 3, True][0], 2)
+    checkpoint = open_checkpoint(said[2, 3, True][0], 3)
     assert EMA in checkpoint.kinds
     raw, averaged = checkpoint.weights(), checkpoint.weights(EMA)
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
