@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         partition.set_steps(self.engine, 0)
         if self.engine.optimizer is optimiser:
             optimiser.register_step_pre_hook(_refuse_non_finite)
-        self.ema, self.steps, self._world = run.ema, 0, shape.workers
+        self.ema, self.steps = run.ema, 0
         mine = partition.owned(self.engine, self.rank, shape.workers) if run.ema else []
         self._weights = [piece for piece in mine if piece[1] == WEIGHT]
         self._averages = [(name, EMA, at, data.clone()) for name, _, at, data in self._weights]
@@ -106,7 +106,7 @@ class DeepSpeedEngine:
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
-        partition.spread(self.engine, self._world)
+        partition.spread(self.engine)
         partition.renew(self.engine)
 
     def save(self, step: int, *, wait: bool) -> None:

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 from .job import Event, Pulse
 
 _PATIENCE = 10
-"""A first step, waiting for data and saving may take so many times as long as a step."""
+"""A first step, waiting for data, saving and drawing may take so many times as long as a step."""
 _ANSWER_S = 8.0
 _WAITING = ("distributed_c10d.py", "deepspeed/comm/torch.py")
 """What is on the stack of a rank that only waits for another."""
@@ -20,7 +20,7 @@ def hung(pulses: list[Pulse], hang_s: float) -> bool:
 
     A rank that waits for its data keeps the others waiting, and so they alone prove nothing.
     """
-    frozen = any(pulse.still_s > hang_s for pulse in pulses)
+    frozen = any(pulse.still_s > _limit(pulse, hang_s) for pulse in pulses)
     return frozen or all(pulse.quiet_s > _limit(pulse, hang_s) for pulse in pulses)
 
 

@@ -4,8 +4,6 @@ The process is forked from a template that has torch and DeepSpeed imported, so 
 within milliseconds, and clean; and whatever becomes of it, the host can say what it was doing.
 """
 
-import ctypes
-import faulthandler
 import multiprocessing
 import os
 import signal
@@ -15,25 +13,24 @@ import tempfile
 import threading
 import time
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
 import ray
 
+from .birth import begin, nothing
 from .job import NOW, Board, Event, Job, Outcome, Place, Pulse
 
 _DUMP_S = 1.5
-_SHOW_S = 0.5
-_PR_SET_PDEATHSIG = 1
 
 
 class Host:
     """Forks a rank, passes on what it says, and answers for it."""
 
     template: ClassVar[list[str]] = [
-        "__main__",
+        "diptych.cluster.birth",
         "diptych.cluster.worker",
         "diptych.cluster.engine",
         "diptych.cluster.warm",
@@ -53,6 +50,8 @@ class Host:
 
     def __init__(self) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        # Else every child would run Ray's own script again, for functions that it might hold.
+        vars(sys.modules["__main__"]).pop("__file__", None)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(self.template)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the template inherits
@@ -71,7 +70,7 @@ class Host:
 
     def warm(self) -> None:
         """Returns when the template has imported all that a rank needs."""
-        child = self._context.Process(target=_nothing)
+        child = self._context.Process(target=nothing)
         child.start()
         child.join()
 
@@ -82,7 +81,7 @@ class Host:
         self._stack.write_bytes(b"")
         self._pipe, theirs = self._context.Pipe()
         self._child = self._context.Process(
-            target=_begin, args=(theirs, self._board, str(self._stack)), daemon=True
+            target=begin, args=(theirs, self._board, str(self._stack)), daemon=True
         )
         self._child.start()
         theirs.close()
@@ -160,34 +159,6 @@ class Host:
         """SIGTERM: this node is going. The rank keeps a checkpoint while there is time."""
         self._leaving = True
         self._board.ask(NOW)
-
-
-def _begin(pipe: Connection, board: Board, stack: str) -> None:
-    """The rank's process, from its fork on: waits for its task and goes about it."""
-    if sys.platform == "linux":  # whatever ends the template, and the host ends it, ends this too
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
-    with open(stack, "wb") as file:
-        faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-        try:
-            rank, job, meet = pipe.recv()
-        except EOFError:
-            return
-        threading.Thread(target=_show, args=(board,), daemon=True).start()
-        from .worker import work
-
-        pipe.send(work(rank, job, meet, board, pipe))
-        threading.Event().wait()  # others may still be reading what this rank sent them
-
-
-def _show(board: Board) -> None:
-    while True:
-        board.show()
-        time.sleep(_SHOW_S)
-
-
-def _nothing() -> None:
-    """What the first child does; by the time it is done the template is warm."""
 
 
 def _ended(code: int | None) -> str:

@@ -45,7 +45,7 @@ def owned(engine: Any, rank: int, world: int) -> list[Piece]:
 
     Without ZeRO every rank holds all; each then owns an equal run of every parameter.
     """
-    if hasattr(engine.optimizer, "partition_count"):
+    if _partitioned(engine):
         return held(engine)
     found: list[Piece] = []
     for param, kind, offset, data in held(engine):
@@ -56,18 +56,24 @@ def owned(engine: Any, rank: int, world: int) -> list[Piece]:
 
 
 @torch.no_grad()
-def spread(engine: Any, world: int) -> None:
+def spread(engine: Any) -> None:
     """Without ZeRO, gives each rank the weights that others own; all were changed by their owners.
 
     With ZeRO `renew` does it. Every rank calls it.
     """
-    if world == 1 or hasattr(engine.optimizer, "partition_count"):
+    world = dist.get_world_size()
+    if world == 1 or _partitioned(engine):
         return
     for _, kind, _, data in held(engine):
         for rank in range(world) if kind == WEIGHT else ():
             first, last = _share(data, rank, world)
             if first < last:
                 dist.broadcast(data[first:last], src=rank)
+
+
+def _partitioned(engine: Any) -> bool:
+    """Whether ZeRO splits what this engine trains among the ranks."""
+    return hasattr(engine.optimizer, "partition_count")
 
 
 def _share(data: Tensor, rank: int, world: int) -> tuple[int, int]:

@@ -5,18 +5,15 @@ its weights layer by layer, from all ranks. Noise is keyed by the image's number
 by step and row, so that a run with sheets has the losses of one without. H x W pixels.
 """
 
-import contextlib
-import io
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 
 from ..data import storage
 from ..data.tokens import Text
-from ..finetune.sample import grid
+from ..finetune.sample import grid, png
 from ..pretrain.diffusion.generate import generate
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
@@ -51,7 +48,7 @@ class Sheets:
         if self.engine.rank:
             return
         url = self.place.at("samples", f"step-{done:06d}-{name}.png")
-        storage.write(url, _png(grid(images_NHWC, columns=self.run.samples.n)))
+        storage.write(url, png(grid(images_NHWC, columns=self.run.samples.n)))
         self.told(done, name, url)
 
     def _together(self) -> Tensor:
@@ -62,20 +59,9 @@ class Sheets:
         share = -(-len(prompts) // world)
         first = self.engine.rank * share
         mine = [prompts[number % len(prompts)] for number in range(first, first + share)]
-        with _kept_random():
+        with torch.random.fork_rng():  # whatever a library draws here
             drawn = generate(self.engine.task, self.text, mine, sheet.how, first=first)
         drawn = drawn.to(self.engine.task.anchor.device)
         parts = [torch.empty_like(drawn) for _ in range(world)]
         dist.all_gather(parts, drawn)
         return torch.cat(parts)[: len(prompts)].cpu()
-
-
-def _kept_random() -> contextlib.AbstractContextManager[None]:
-    """Whatever a library draws here, torch's generators are as they were."""
-    return torch.random.fork_rng(devices=list(range(torch.cuda.device_count())))
-
-
-def _png(image_HWC: Tensor) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image_HWC.numpy()).save(file, "PNG")
-    return file.getvalue()

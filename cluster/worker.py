@@ -26,7 +26,6 @@ from .checkpoint import Writer
 from .job import NEXT, NOW, Board, Event, Job, Outcome, Place
 from .journal import Journal
 from .shapes import Shape
-from .sheets import Sheets
 
 
 class Rank(Listener):
@@ -106,6 +105,7 @@ def learn(listener: Rank, shape: Shape, host: str) -> int:
         host: of rank 0, for the log.
     """
     from .engine import DeepSpeedEngine
+    from .sheets import Sheets
 
     rank, job, run = listener.rank, listener.job, listener.run
     torch.set_num_threads(shape.cpus_per_worker)

@@ -7,12 +7,12 @@ encoded, how, from which dataset. Rows are found by key and proven by hash, neve
 
 import json
 import threading
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from isal import isal_zlib
 from pydantic import field_validator
 
 from ..config import Record as Settings
@@ -215,7 +215,7 @@ class Held:
         member = row.members[name]
         first = member.offset - self.start
         blob = self.data[first : first + member.size]
-        if zlib.crc32(blob) != member.crc32:
+        if isal_zlib.crc32(blob) != member.crc32:
             raise ShardError(
                 f"{where}.{name} is damaged (crc32). Delete that tar and make it again."
             )

@@ -155,13 +155,13 @@ class Loader:
     def _rows(
         self, blocks: Blocks, refs: Sequence[Ref], wanted: Frame, image_BCHW: Tensor
     ) -> list[Row]:
-        raws = [blocks.raw(ref) for ref in refs]
         return [
-            self._row(blocks, ref, raw, wanted, image_CHW)
-            for ref, raw, image_CHW in zip(refs, raws, image_BCHW, strict=True)
+            self._row(blocks, ref, wanted, image_CHW)
+            for ref, image_CHW in zip(refs, image_BCHW, strict=True)
         ]
 
-    def _row(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame, image_CHW: Tensor) -> Row:
+    def _row(self, blocks: Blocks, ref: Ref, wanted: Frame, image_CHW: Tensor) -> Row:
+        raw = blocks.raw(ref)
         shard, key = self.plan.label(ref), raw.record.key
         draw = draws.row_key(self.recipe.seed, ref.epoch, shard, key)
         hole = Row(f"{shard}/{key}", draw, "", {}, hole=True, source=ref.source)

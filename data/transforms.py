@@ -96,6 +96,8 @@ def frame(
     row_HWC = resized_HWC[at.top : at.top + frame.height, at.left : at.left + frame.width]
     if out is None:
         out = torch.empty((3, frame.height, frame.width), dtype=torch.uint8)
+    if out.shape != (3, *row_HWC.shape[:2]):  # OpenCV would write elsewhere, and say nothing
+        raise ValueError(f"a row of {tuple(out.shape)} for pixels of {row_HWC.shape}")
     # By OpenCV, in a fifth of NumPy's time. torch would wake a team of threads for a copy, which
     # loaders' threads fight over.
     cv2.split(cv2.flip(row_HWC, 1) if at.flipped else row_HWC, list(out.numpy()))

@@ -6,13 +6,11 @@ sampling and n alone; a shard is written whole or not at all, so whoever draws g
 is there. B rows, C channels, H x W pixels.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from ..data.records import scan
 from ..errors import DataError
 from ..pretrain.diffusion.generate import generate
 from ..pretrain.diffusion.sampling import Sampling
+from .sample import png
 from .score import Finished
 
 NOTE = "exhibit.json"
@@ -131,11 +130,9 @@ def _prompt(key: str, members: dict[str, bytes], text: str, where: str) -> Promp
 
 
 def _sample(number: int, prompt: Prompt, image_HWC: Tensor) -> Sample:
-    picture = io.BytesIO()
-    Image.fromarray(image_HWC.numpy()).save(picture, "PNG")
     record = {**prompt.record, "of": prompt.key}
     members = {
-        "png": picture.getvalue(),
+        "png": png(image_HWC),
         "txt": prompt.text.encode(),
         "json": json.dumps(record).encode(),
     }

@@ -1,5 +1,6 @@
 """Images from a finished run: opened without test data, drawn, written as PNG files and a grid."""
 
+import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -77,10 +78,17 @@ def grid(images_BHWC: Tensor, columns: int | None = None, border: int = 2) -> Te
     return sheet
 
 
+def png(image_HWC: Tensor) -> bytes:
+    """A PNG file of one image, uint8."""
+    file = io.BytesIO()
+    Image.fromarray(image_HWC.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
 def write_png(image_HWC: Tensor, path: Path) -> None:
     """Writes one image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_HWC.numpy()).save(path)
+    path.write_bytes(png(image_HWC))
 
 
 def write(images_BHWC: Tensor, out: Path, first: int = 0) -> list[Path]:

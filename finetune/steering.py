@@ -3,7 +3,6 @@
 N pictures, H x W pixels, C channels.
 """
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import plain, to_yaml
@@ -28,7 +26,7 @@ from .guided import draw, open_control
 from .metrics.edges import agreement
 from .page import Page, render
 from .parts import KINDS
-from .sample import Painter, grid
+from .sample import Painter, grid, png
 
 ROWS = "looks.jsonl"
 
@@ -168,9 +166,7 @@ class ControlWatch:
         )
         hints = asked.hints_NCHW.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
         sheet = grid(torch.cat([asked.images_NHWC, hints, with_it, without]), len(asked.texts))
-        file = io.BytesIO()
-        Image.fromarray(sheet.numpy()).save(file, "PNG")
-        storage.write(self.place.at("samples", f"{step:08d}.png"), file.getvalue())
+        storage.write(self.place.at("samples", f"{step:08d}.png"), png(sheet))
         rows = [*self.place.rows(ROWS), found._asdict()]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         storage.write(self.place.at(ROWS), text.encode())

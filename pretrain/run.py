@@ -228,6 +228,8 @@ class Run(Record):
                 "a control steers by pictures, of which samples.prompts know none; leave "
                 "sample_steps unset, and draw with `diptych sample RUN --control`"
             )
+        if self.sample_steps and not isinstance(self.model, Denoiser):
+            raise ValueError(f"model {self.model.kind!r} draws no images; leave sample_steps unset")
         if self.sample_steps and not self.prompts:
             raise ValueError(
                 "sample_steps draws samples.prompts, and there are none: samples.prompts=['a cat']"
@@ -241,15 +243,9 @@ class Run(Record):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What is drawn of while it trains.
-
-        Raises:
-            ValueError: samples are asked for of a model that draws none.
-        """
+        """What is drawn of while it trains; nothing by a model that draws no images."""
         if isinstance(self.model, Denoiser):
             return self.samples.wanted(self.model.classes)
-        if self.sample_steps:
-            raise ValueError(f"model {self.model.kind!r} draws no images; leave sample_steps unset")
         return ()
 
     @property

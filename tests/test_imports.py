@@ -25,7 +25,7 @@ def imported(*modules: str, path: str | None = None) -> tuple[float, set[str]]:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    seconds, names = json.loads(done.stdout)
+    seconds, names = json.loads(done.stdout.splitlines()[-1])
     return seconds, set(names)
 
 
@@ -36,6 +36,16 @@ def test_data_imports_no_cluster() -> None:
     assert "diptych" in tops
     assert not tops & {"ray", "deepspeed", "transformers", "diffusers", "open_clip"}
     assert not {name for name in ours - bare if name.startswith("torch.distributed")}
+
+
+def test_a_command_imports_no_deepspeed_and_a_rank_no_ray() -> None:
+    """DeepSpeed takes seconds and writes to stdout; Ray would be imported at every fork."""
+    _, driver = imported("diptych.__main__", "diptych.cluster.train", "diptych.cluster.run_verbs")
+    assert "diptych.cluster.worker" in driver
+    assert "deepspeed" not in driver
+    _, rank = imported("diptych.cluster.birth", "diptych.cluster.worker", "diptych.cluster.engine")
+    assert "deepspeed" in rank
+    assert "ray" not in rank
 
 
 def test_data_imports_quickly() -> None:

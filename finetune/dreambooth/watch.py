@@ -3,13 +3,11 @@
 Every look draws the same prompts from the same noise, so that only the weights differ. N pictures.
 """
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...data import storage
@@ -21,7 +19,7 @@ from ...pretrain.encoder import Opened
 from ...pretrain.rundir import RunDir
 from ..features import features
 from ..metrics import subject
-from ..sample import Painter, grid, painter
+from ..sample import Painter, grid, painter, png
 from .advice import Look
 
 ROWS = "looks.jsonl"
@@ -116,10 +114,3 @@ def pictures(manifest: Manifest, base: Painter) -> Tensor:
     recipe = Recipe(text="txt", image_size=base.run.model.image_size, seed=0)
     parts = [batch.image_BCHW.permute(0, 2, 3, 1) for batch in once(manifest, base.text, recipe)]
     return torch.cat(parts).contiguous()
-
-
-def png(image_HWC: Tensor) -> bytes:
-    """A PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(image_HWC.numpy()).save(file, "PNG")
-    return file.getvalue()
