@@ -120,7 +120,9 @@ def unet(task: Task, run: Run) -> Any:
     """diffusers' U-Net with the trained weights in 32 bits."""
     trained: Any = task.model.unet
     side = run.model.image_size // _spec(task).first_stage.factor
-    made = type(trained).from_config({**trained.config, "sample_size": side})
+    config = dict(trained.config)
+    config.pop("_use_default_values", None)  # it would have what is listed there default again
+    made = type(trained).from_config({**config, "sample_size": side})
     made.load_state_dict({name: value.float() for name, value in trained.state_dict().items()})
     return made.eval()
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
-from ..config import from_yaml, plain, unknown
+from ..config import from_yaml, override, plain, unknown
 from ..data import storage
 from ..pretrain import presets as published
 from ..pretrain import recipes as pretraining
-from ..pretrain.run import Data, Optim, Run, revise
+from ..pretrain.run import Data, Optim, Run, parse_run
 from . import adapters, heads, presets
+from .foreign_recipe import complete
 from .parts import KINDS
 
 ANSWERS = (
@@ -90,6 +91,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
 def find(text: str, settings: list[str]) -> Run:
     """A named recipe or a YAML file, with `path=value` settings put in.
 
+    What it leaves out of a model that it starts from a folder of diffusers is read there.
+
     Raises:
         RecipeError: no such recipe, or whatever is wrong with it.
     """
@@ -99,4 +102,4 @@ def find(text: str, settings: list[str]) -> Run:
         values = plain(RECIPES[text]())
     else:
         raise unknown(text, list(RECIPES), "recipe (or a .yaml file)")
-    return revise(values, settings, KINDS, source=text)
+    return parse_run(complete(override(values, settings)), KINDS, source=text)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load
@@ -21,9 +21,13 @@ from ..pretrain.checkpoint import (
     open_checkpoint,
     require_base,
 )
+from ..pretrain.diffusion.context import ClipContext
+from ..pretrain.models.unet import ConditionalUnet
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
+from .foreign import Foreign, open_foreign
+from .foreign_recipe import require_like, words_of
 from .merge import plain_weights
 from .parts import KINDS
 
@@ -103,13 +107,17 @@ def fresh_task(run: Run, text: Text) -> Task:
 
 
 def begin(task: Task, source: str, *, averaged: bool) -> None:
-    """Takes over the weights of a run, merged where it has adapters, or of an exported folder.
+    """Takes over the weights of a run, merged where it has adapters, of an exported folder, or of
+    diffusers' folder or Stable Diffusion's file.
 
     With `averaged` it takes a run's moving average, where there is one.
 
     Raises:
         CheckpointError: there is no checkpoint, or the model differs.
     """
+    if foreign := open_foreign(source):
+        start_plain(task, foreign_weights(task, foreign), source)
+        return
     if storage.exists(storage.join(source, "model.safetensors")):
         start_plain(task, load(storage.read(storage.join(source, "model.safetensors"))), source)
         return
@@ -124,20 +132,53 @@ def begin(task: Task, source: str, *, averaged: bool) -> None:
     start(task, checkpoint, EMA if averaged and EMA in checkpoint.kinds else WEIGHT)
 
 
+def foreign_weights(task: Task, foreign: Foreign) -> dict[str, Tensor]:
+    """What a folder of diffusers or a single file holds of the task's model, by the task's names.
+
+    Raises:
+        CheckpointError: it is another model; the message names the tensor or the setting.
+    """
+    model = task.model
+    if not isinstance(model, ConditionalUnet):
+        raise CheckpointError(
+            f"{foreign.url} holds a U-Net; the recipe's model is {task.spec.kind!r}. Set "
+            "model.kind=unet."
+        )
+    unet: Any = model.unet
+    require_like(foreign, unet.config)
+    parts: list[tuple[Literal["unet", "text_encoder"], str]] = [("unet", "model.unet")]
+    if isinstance(model.context, ClipContext):
+        parts.append(("text_encoder", "model.context.clip"))
+    elif any(name.startswith(("context.", "words.")) for name, _ in model.named_parameters()):
+        raise CheckpointError(
+            f"{foreign.url} has no weights of the recipe's text encoder. Set model.text=clip for "
+            "that of the folder; or frozen encoders, model.texts, one as wide as model.width."
+        )
+    found: dict[str, Tensor] = {}
+    for part, path in parts:
+        values = foreign.fitted(part, task.get_submodule(path).state_dict())
+        found |= {f"{path}.{name}": value for name, value in values.items()}
+    return found
+
+
 def require_start(source: str) -> None:
     """Says now what `begin` would say.
 
     Raises:
         CheckpointError: neither a run with a checkpoint nor an exported folder.
     """
+    if foreign := open_foreign(source):
+        foreign.require()
+        return
     if not storage.exists(storage.join(source, "model.safetensors")):
         open_checkpoint(source)
 
 
 def _require_words(source: str, text: Text, new: Sequence[str]) -> None:
     """Refuses word embeddings that belong to other words; their number may well be the same."""
-    url = storage.join(source, "tokenizer.json")
-    if storage.exists(url):
+    foreign = open_foreign(source)
+    url = words_of(foreign) if foreign else storage.join(source, "tokenizer.json")
+    if url and storage.exists(url):
         theirs = tokens.load(url, text.length)
         ours = {w: id for w, id in text.tokenizer.get_vocab().items() if w not in new}
         if theirs.tokenizer.get_vocab() != ours:

@@ -62,3 +62,43 @@ def verify(
         "notes": "; ".join(verdict.notes) or "none",
     }
     show(facts, json_, title=str(export))
+
+
+def bring_in(
+    source: Annotated[str, typer.Argument(help="A folder of diffusers, or a .safetensors file.")],
+    run: Annotated[str, typer.Option("--run", help="Name or URL of the new run.")],
+    runs: Annotated[str, typer.Option(envvar="DIPTYCH_RUNS", help="Folder of runs.")] = "runs",
+    data: Annotated[
+        str | None, typer.Option(help="Training data that its recipe is to name.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder of CLIP's tokenizer, for a file that stands alone.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Of its recipe: model.image_size=256.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Take in a text-to-image model of others as a run: to sample, fine-tune, evaluate, export.
+
+    A folder of StableDiffusionPipeline or LDMTextToImagePipeline, or one file of Stable Diffusion 1
+    (CompVis' layout). Sizes are read there; tensors that are missing or left over are an error.
+    Pickles are never opened.
+
+    Examples:
+
+        diptych import ./stable-diffusion-v1-5 --run sd15
+
+        diptych import s3://my-bucket/sd15.safetensors --run sd15 --tokenizer ./clip-tokenizer
+
+        diptych import exported/my_ldm --run again --runs s3://my-bucket/runs
+    """
+    from ..data import storage
+    from ..data.verbs import show
+    from ..pretrain.rundir import RunDir
+    from .bring import bring
+
+    url = run if "/" in run else f"{runs.rstrip('/')}/{run}"
+    place = RunDir(storage.absolute(url))
+    facts = bring(source, place, settings or [], data=data, words=tokenizer)
+    show(facts, json_, title=place.name)

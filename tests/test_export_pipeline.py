@@ -28,7 +28,7 @@ UNET |= {"image_size": 16, "text": "clip"}
 FACTS = {"steps": 3}
 
 
-def levels(channels: list[int], kind: Any, **settings: Any) -> Any:
+def levels(channels: list[int], kind: Any, groups: int = 4, **settings: Any) -> Any:
     """A small autoencoder of diffusers, of random weights."""
     count = len(channels)
     torch.manual_seed(1)
@@ -36,7 +36,7 @@ def levels(channels: list[int], kind: Any, **settings: Any) -> Any:
         down_block_types=("DownEncoderBlock2D",) * count,
         up_block_types=("UpDecoderBlock2D",) * count,
         block_out_channels=channels,
-        norm_num_groups=4,
+        norm_num_groups=groups,
         **settings,
     )
 
@@ -117,6 +117,7 @@ def test_stable_diffusion_draws_what_was_trained(
     said = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
     assert (said["prediction_type"], said["timestep_spacing"]) == ("v_prediction", "trailing")
     assert json.loads((out / "vae" / "config.json").read_text())["scaling_factor"] == 0.7
+    assert json.loads((out / "unet" / "config.json").read_text())["sample_size"] == 8
     said["prediction_type"] = "epsilon"
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
     with pytest.raises(ExportError, match="latents differ by"):

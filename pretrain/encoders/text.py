@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class Text(Encoder):
     """The tokenizer's folder, if it is another one."""
     tokens: int = Field(default=77, ge=1)
     """Longer texts are cut, special tokens included."""
+    padded: bool = False
+    """Read the padding up to `tokens` like words, and hand it on, as Stable Diffusion does."""
     layer: int = -1
     """Whose states: -1 the model's output; -2 the last but one layer's, as SDXL takes CLIP's."""
 
@@ -61,12 +64,14 @@ class Text(Encoder):
         def apply(images_BCHW: Tensor, texts: Sequence[str]) -> Rows:
             found = words(
                 list(texts),
-                padding=True,
+                padding="max_length" if self.padded else True,
                 truncation=True,
                 max_length=self.tokens,
                 return_tensors="pt",
             ).to(device)
             real_BL = found["attention_mask"]
+            if self.padded:
+                real_BL = torch.ones_like(real_BL)
             seen = model(
                 input_ids=found["input_ids"],
                 attention_mask=real_BL,
