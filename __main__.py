@@ -23,7 +23,7 @@ from .cluster.verbs import data_precompute, sample
 from .data.verbs import Json, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
-from .finetune.verbs import bring_in, data_answers, verify
+from .finetune.verbs import bring_in, data_answers, data_ngrams, verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 data_app.command("precompute")(data_precompute)
 data_app.command("answers")(data_answers)
+data_app.command("ngrams")(data_ngrams)
 app.command()(verify)
 app.command("import")(bring_in)
 app.add_typer(data_app, name="data")

@@ -55,6 +55,7 @@ def nucleus(
     share: float = 0.9,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    draws_TB: Tensor | None = None,
 ) -> list[list[int]]:
     """Tokens drawn from the likeliest ones that together have `share` (Holtzman et al. 2020).
 
@@ -66,8 +67,10 @@ def nucleus(
         temperature: above 0; below 1 the likely become likelier.
         generator: the source of chance, on the CPU. A row draws the same number of times whatever
             the others do: once a place.
+        draws_TB: numbers from 0 to 1 to draw with instead, float64, one for each place of each row.
     """
-    draws_TB = torch.rand(ends.length, rows, generator=generator, dtype=torch.float64)
+    if draws_TB is None:
+        draws_TB = torch.rand(ends.length, rows, generator=generator, dtype=torch.float64)
     step = iter(draws_TB)
 
     def choose(logits_SV: Tensor, row_S: Tensor) -> Tensor:

@@ -43,6 +43,31 @@ def caption_base() -> Run:
     )
 
 
+def caption_scst() -> Run:
+    """The captioner of `caption_base` by self-critical training (Rennie et al. 2017).
+
+    diptych data ngrams s3://my-bucket/coco-regions/train --out s3://my-bucket/ngrams.json
+    diptych train caption_scst --set start_from=runs/caption_base    8 GPUs; time: not measured
+
+    Expected: not measured here; Unified VLP's COCO CIDEr goes from 116.9 to 129.3 so. Ours: the
+    rate, the steps, no dropout. Differs from the paper: the greedy baseline is that of the image's
+    one caption of the row, unless `references` names a field with all.
+    """
+    return Run(
+        name="caption_scst",
+        model=single_stream(7, regions=100).model_copy(update={"dropout": 0.0}),
+        objectives=(
+            heads.SelfCritical(table="s3://my-bucket/ngrams.json"),
+            objectives.PrefixLanguage(),
+        ),
+        data=_data("coco-regions"),
+        optim=Optim(lr=1e-6, betas=(0.9, 0.999), warmup_steps=100),
+        batch=512,
+        epochs=5,
+        checkpoint_steps=100,
+    )
+
+
 def grounding_base() -> Run:
     """Referring expressions as a choice among regions, as UNITER does it, from `uniter_base`.
 
@@ -137,26 +162,30 @@ def vqa_base() -> Run:
 def vqa_rad() -> Run:
     """VQA-RAD, 315 radiographs with questions by clinicians (Lau et al. 2018), small and on CPUs.
 
-    diptych train vqa_rad --set data.train=./vqa-rad/train --set data.tokenizer=...
-    2 CPU cores; time: not measured
+    python scripts/vqa_rad.py
+    diptych train .diptych/vqa-rad/vqa_rad.yaml --shape one
+    diptych train vqa_rad --set data.train=... --set "objectives=[...]"
+    1 CPU core; time: not measured
 
-    Expected: not measured here. The answers stand in for those that `diptych data answers` prints.
+    Expected: not measured here. The script writes this recipe with all answers of the training
+    questions; those here stand in for them. Words and layers begin as those of all-MiniLM-L6-v2.
     """
     return Run(
         name="vqa_rad",
         model=models.SingleStream(
-            width=192,
-            heads=6,
-            depth=4,
-            tokens=24,
+            width=384,
+            heads=12,
+            depth=6,
+            order="post",
+            tokens=32,
             dropout=0.1,
             image_size=128,
-            visual=visuals.Patches(patch=16),
+            visual=visuals.Patches(patch=32),
         ),
         objectives=(heads.VisualQuestion(answers=YES_NO),),
         data=_data("vqa-rad", text="question"),
-        optim=Optim(lr=3e-4, warmup_steps=100),
+        optim=Optim(lr=1e-4, betas=(0.9, 0.999), warmup_steps=100),
         batch=64,
-        epochs=30,
+        epochs=20,
         checkpoint_steps=100,
     )

@@ -15,7 +15,7 @@ from ..data.batch import Batch
 from ..pretrain.attend import region_keys
 from ..pretrain.objective import Score, Seen, View, Words, real_regions
 from ..pretrain.task import Task
-from ..pretrain.writer import Following, Writer
+from ..pretrain.writer import Following, Writer, weighed
 
 
 class Read(NamedTuple):
@@ -57,7 +57,8 @@ class Recurrent(Writer):
         loss_M = F.cross_entropy(logits_MV, targets_M, reduction="none")
         count_B = picked_BL.sum(1)
         sum_B = torch.zeros(len(count_B), device=loss_M.device).index_add(0, row_M, loss_M)
-        words_B, extra_B = sum_B / count_B.clamp(min=1), self.extra(read, real_BN, picked_BL)
+        words_B = weighed(seen.view, sum_B / count_B.clamp(min=1))
+        extra_B = self.extra(read, real_BN, picked_BL)
         valid_B = count_B > 0
         parts = {} if extra_B is None else {"words": (words_B.detach(), valid_B)}
         return Score(

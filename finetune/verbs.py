@@ -27,6 +27,31 @@ def data_answers(
     typer.echo(json.dumps(found, ensure_ascii=False))
 
 
+def data_ngrams(
+    data: Annotated[str, typer.Argument(help="Folder of the training shards, indexed.")],
+    out: Annotated[str, typer.Option(help="File or URL to write, .json.")],
+    references: Annotated[
+        str | None,
+        typer.Option(help="Field of the records with each image's captions; .txt by default."),
+    ] = None,
+) -> None:
+    """Count in how many images' captions each n-gram occurs: the reward of `kind: scst` needs it.
+
+    Images whose bytes are the same are one image with several captions.
+
+    Examples:
+
+        diptych data ngrams s3://my-bucket/coco/train --out s3://my-bucket/coco/ngrams.json
+    """
+    from ..data import storage
+    from ..data.index import open_manifest
+    from . import ngram_table
+
+    found = ngram_table.count(ngram_table.captions(open_manifest(data), references))
+    storage.write(storage.absolute(out), ngram_table.written(found))
+    typer.echo(f"{out}: {len(found.having)} n-grams of the captions of {found.images} images")
+
+
 def verify(
     export: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder.")],
     base: Annotated[

@@ -3,7 +3,7 @@
 B rows, L tokens, N regions, D width, C classes, E width of the space that both sides share.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -159,6 +159,14 @@ class Objective(Part):
         """.npy members of a sample that it reads, a row for each region: their widths by name."""
         return {}
 
+    def check(self, objectives: Sequence["Objective"]) -> None:
+        """Raises ValueError where a run's objectives, itself among them, cannot train together."""
+
+    def prepare(self, task: Any, batch: Batch) -> Batch:
+        """The batch that a step trains on instead of this one, made by the task as it is; the same
+        by default."""
+        return batch
+
     def head(self, sizes: Sizes) -> nn.Module:
         """The parameters that this objective alone trains; none by default."""
         return nn.Identity()
@@ -203,3 +211,5 @@ class Words:
     """Ids of the empty text: what is left of a caption that is dropped."""
     joined: tuple[int, ...] = ()
     """Ids of pieces that go on with the word before them."""
+    decode: Callable[[Sequence[int]], str] | None = None
+    """Ids -> their text."""

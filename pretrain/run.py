@@ -196,6 +196,7 @@ class Run(Record):
                     f"objective {objective.kind!r} reads {objective.reads.__name__}; model "
                     f"{self.model.kind!r} gives {self.model.gives.__name__}"
                 )
+            objective.check(self.objectives)
         mixing(self.seed, self.mixing, names)
         if self.model.gives is Denoised and len(self.objectives) > 1:
             raise ValueError(f"objectives {names} would each noise the image; name one")
@@ -265,6 +266,7 @@ class Run(Record):
             special=text.special,
             empty=empty,
             joined=text.joined,
+            decode=text.decode,
         )
 
     def task(self, text: Text) -> Task:

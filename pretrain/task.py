@@ -190,6 +190,8 @@ class Task(nn.Module):
         return [objective for objective in self.objectives if objective.kind in kinds]
 
     def _losses(self, batch: Batch, objectives: Sequence[Objective]) -> Losses:
+        for objective in objectives:
+            batch = objective.prepare(self, batch)
         seen, scores = self.scores(batch, objectives)
         holes_B, weight_B = seen.view.batch.hole_B, seen.view.batch.weight_B
         total = torch.zeros((), device=self.anchor.device)

@@ -16,7 +16,7 @@ from ...data.draws import uniform
 from ..objective import Score, Seen, Sizes, View, Words
 from ..task import Task
 from ..wordhead import WordHead, score_words
-from ..writer import Following, Writer
+from ..writer import Following, Writer, weighed
 
 
 class PrefixLanguage(Writer):
@@ -42,7 +42,8 @@ class PrefixLanguage(Writer):
         return replace(view, causal_B=causal_B, targets={**view.targets, self.kind: next_BL})
 
     def score(self, head: Any, seen: Seen) -> Score:
-        return score_words(head, seen, seen.view.targets[self.kind])
+        score = score_words(head, seen, seen.view.targets[self.kind])
+        return replace(score, loss_B=weighed(seen.view, score.loss_B))
 
     def follow(self, task: Task, batch: Batch) -> Following:
         """The image is encoded anew for each token: right for every model, dear for a large one."""
