@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from diptych.__main__ import app
@@ -64,23 +65,40 @@ def test_the_loss_is_the_papers(
     torch.manual_seed(0)
     task = critical(small, kind, table).task(text)
     batch = at(rows(6), 3, text)
-    made = drawn(task, batch, table)
-    sampled = [text.decode(ids.tolist()) for ids in made.tokens_BL]
+    sampled = [text.decode(ids.tolist()) for ids in drawn(task, batch, table).tokens_BL]
     best = captions(task, text, batch, greedy)
+    batch = replace(batch, texts=(*sampled[:3], *best[3:]))  # what is worth much, and less
+    made = drawn(task, batch, table)
     worth_B = scst.advantages(sampled, best, [[one] for one in batch.texts], scst.weights_at(table))
+    assert (worth_B > 1).any() and (worth_B < -1).any()
     torch.testing.assert_close(made.arrays[WORTH].double(), worth_B, rtol=1e-4, atol=1e-5)
-    [writer] = [o for o in task.objectives if isinstance(o, Writer)]
-    follow, (high, wide) = writer.follow(task.eval(), batch), made.tokens_BL.shape
-    log_p_BT, real_BT = torch.zeros(high, wide - 1), made.real_BL[:, 1:]
-    for place in range(1, wide):
-        said_BV = follow(torch.arange(high), made.tokens_BL[:, :place]).log_softmax(1)
-        log_p_BT[:, place - 1] = said_BV.gather(1, made.tokens_BL[:, place : place + 1])[:, 0]
-    wanted_B = scst.loss(log_p_BT, real_BT, worth_B)
-    found = task(batch).sums
+    wanted_B = _reinforce(task.eval(), batch, made, worth_B)
+    losses = task.train()(batch)
+    found = losses.sums
     torch.testing.assert_close(found[f"{kind}.loss"][0], wanted_B.sum(), rtol=1e-3, atol=1e-4)
+    losses.total.backward()
+    uphill = {p: p.grad for p in task.parameters() if p.grad is not None}
+    steep = torch.stack([slope.norm() for slope in uphill.values()]).norm()
+    sides = list[Tensor]()
+    for way in (0.01, -0.02):  # a step along the gradient, and as far behind
+        for param, slope in uphill.items():
+            param.data.add_(slope, alpha=way / float(steep))
+        sides.append(_reinforce(task.eval(), batch, made, worth_B).mean())
+    assert float(sides[0] - sides[1]) / 0.02 == pytest.approx(float(steep), rel=0.02)
     assert float(found["scst.loss"][0]) == 0
     reward = scst.rewards(sampled, [[one] for one in batch.texts], scst.weights_at(table)).sum()
     assert float(found["scst.sampled"][0]) == pytest.approx(float(reward), rel=1e-4, abs=1e-4)
+
+
+def _reinforce(task: Task, batch: Batch, made: Batch, worth_B: Tensor) -> Tensor:
+    """The paper's loss of the drawn texts, each word told by what decoding is told by."""
+    [writer] = [o for o in task.objectives if isinstance(o, Writer)]
+    follow, (high, wide) = writer.follow(task, batch), made.tokens_BL.shape
+    log_p_BT = torch.zeros(high, wide - 1)
+    for place in range(1, wide):
+        said_BV = follow(torch.arange(high), made.tokens_BL[:, :place]).log_softmax(1)
+        log_p_BT[:, place - 1] = said_BV.gather(1, made.tokens_BL[:, place : place + 1])[:, 0]
+    return scst.loss(log_p_BT, made.real_BL[:, 1:], worth_B)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -127,7 +145,9 @@ def test_cider_rises_over_cross_entropy(
 ) -> None:
     """Of five people two say the same and three begin alike, but go on each in their own way: word
     by word the likeliest caption is that of one person. Rewarded, it becomes that of two."""
-    words = "cat dog sun cup tree boat fish hat moon leaf door shoe".split()
+    words = tuple(
+        ["cat", "dog", "sun", "cup", "tree", "boat", "fish", "hat", "moon", "leaf", "door", "shoe"]
+    )
     said = [
         [f"a {color} circle"] * 2 + [f"the {word}" for word in words[3 * at : 3 * at + 3]]
         for at, color in enumerate(("red", "blue", "teal", "gray"))
