@@ -19,7 +19,7 @@ from .cluster.evaluating import evaluate
 from .cluster.finetuning import app as finetune_app
 from .cluster.look import caption, retrieve, search
 from .cluster.options import RunArg, Runs, WeightsOpt
-from .cluster.verbs import data_precompute, sample
+from .cluster.verbs import data_precompute, invert, sample
 from .data.verbs import Json, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped
@@ -46,6 +46,7 @@ for verb in (node_verbs.up, node_verbs.join, node_verbs.down):
     app.command()(verb)
 app.command("evaluate")(evaluate)
 app.command("sample")(sample)
+app.command("invert")(invert)
 console = Console(stderr=False)
 
 

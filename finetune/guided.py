@@ -97,18 +97,23 @@ def hint_of(hint: Hint, picture: str | Image.Image | np.ndarray, size: tuple[int
     Raises:
         RecipeError: it is no picture, or the hint is drawn from annotations.
     """
-    pixels = _pixels(picture)
+    pixels = pixels_of(picture)
     cut, _ = frame(pixels, Frame(width=size[0], height=size[1]), 0)
     return hint.live(cut[None])
 
 
 def hint_as_is(hint: Hint, picture: str, size: tuple[int, int]) -> Tensor:
     """(1, C, H, W) uint8: a picture that is a hint already."""
-    cut, _ = frame(_pixels(picture), Frame(width=size[0], height=size[1]), 0)
+    cut, _ = frame(pixels_of(picture), Frame(width=size[0], height=size[1]), 0)
     return cut[None, : hint.channels] if hint.channels == 1 else cut[None]
 
 
-def _pixels(picture: str | Image.Image | np.ndarray) -> np.ndarray:
+def pixels_of(picture: str | Image.Image | np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture.
+
+    Raises:
+        RecipeError: it is none.
+    """
     if isinstance(picture, np.ndarray):
         return picture
     if isinstance(picture, Image.Image):

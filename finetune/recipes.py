@@ -65,6 +65,7 @@ def vqa_easy_lora() -> Run:
 RECIPES: dict[str, Callable[[], Run]] = {
     "caption_base": presets.caption_base,
     "caption_scst": presets.caption_scst,
+    "classifier_tiny": pretraining.classifier_tiny,
     "dit_b": pretraining.dit_b,
     "grounding_base": presets.grounding_base,
     "ldm8_t2i": pretraining.ldm8_t2i,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import storage, tokens
 from ..data.tokens import Text
 from ..pretrain.checkpoint import open_checkpoint, steps
-from ..pretrain.diffusion.generate import Change, generate
+from ..pretrain.diffusion.generate import NOTHING, Change, Given, generate
 from ..pretrain.diffusion.sampling import Sampling
 from ..pretrain.objective import Denoised
 from ..pretrain.run import Run
@@ -42,10 +42,14 @@ class Painter:
         *,
         first: int = 0,
         change: Change = lambda view: view,
+        given: Given = NOTHING,
         told: Callable[[int], None] = lambda looks: None,
     ) -> Tensor:
         """uint8 images (B, H, W, 3); see `generate`."""
-        return generate(self.task, self.text, prompts, how, first=first, change=change, told=told)
+        task, text = self.task, self.text
+        return generate(
+            task, text, prompts, how, first=first, change=change, given=given, told=told
+        )
 
 
 def painter(place: RunDir, *, weights: Weights | None = None, step: int | None = None) -> Painter:

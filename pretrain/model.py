@@ -17,7 +17,7 @@ class Model(Part):
     """A record of a model's sizes. `build` makes the module: `module(view) -> gives`."""
 
     gives: ClassVar[type] = Seen
-    """What its module returns: `Seen`, or `Denoised`."""
+    """What its module returns: `Seen`, `Denoised` or `Classified`."""
     image_size: int = Field(default=64, ge=8)
     """Height and width of the images, in pixels."""
     tokens: int = Field(default=16, ge=4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import Part
 from ..data.batch import Batch
 from ..errors import RecipeError
-from .diffusion.sampling import Ask, Normals, Sampling
+from .diffusion.sampling import Ask, Normals, Pull, Sampling
 from .reader import States
 
 
@@ -97,6 +97,13 @@ class Seen(NamedTuple):
     """None where the model mixes words and regions from its first layer on."""
 
 
+class Classified(NamedTuple):
+    """What a classifier of noised images says of a view."""
+
+    view: View
+    logits_BC: Tensor
+
+
 class Denoised(NamedTuple):
     """What a denoiser says of a view whose image is noised."""
 
@@ -146,7 +153,7 @@ class Objective(Part):
     """
 
     reads: ClassVar[type] = Seen
-    """What its model must give: `Seen`, or `Denoised`."""
+    """What its model must give: `Seen`, `Denoised` or `Classified`."""
     weight: float = 1.0
 
     @property
@@ -179,7 +186,9 @@ class Objective(Part):
         """What the head says of rows with nothing hidden, (B, C); None where that means nothing."""
         return None
 
-    def sample(self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals) -> Tensor:
+    def sample(
+        self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, pull: Pull | None = None
+    ) -> Tensor:
         """What its model makes of noise; for objectives that noise.
 
         Args:
@@ -187,9 +196,24 @@ class Objective(Part):
             x_T: normal numbers, (B, ...).
             how: steps and the rest.
             normal: (name of a step) -> more normal numbers of the shape of x_T.
+            pull: a classifier's gradient, its scale included.
 
         Raises:
             RecipeError: it does not sample so.
+        """
+        raise RecipeError(f"objective {self.kind!r} draws no images; name a ddpm or flow run.")
+
+    def invert(self, ask: Ask, x0: Tensor, how: Sampling, refine: int = 0) -> Tensor:
+        """The noise of which `sample`, told the same, makes about x0; for objectives that noise.
+
+        Args:
+            ask: the network, guided already.
+            x0: images or latents, (B, ...).
+            how: steps and the rest.
+            refine: how often each step is asked again; see `samplers.ddim_inverse`.
+
+        Raises:
+            RecipeError: such sampling cannot be inverted.
         """
         raise RecipeError(f"objective {self.kind!r} draws no images; name a ddpm or flow run.")
 

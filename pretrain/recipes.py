@@ -107,6 +107,31 @@ def t2i_tiny20() -> Run:
     )
 
 
+def classifier_tiny() -> Run:
+    """Says which of 20 classes a noised latent is of, to guide `t2i_tiny20` (Algorithm 1).
+
+    python scripts/tiny20.py
+    diptych train classifier_tiny --shape one
+    diptych sample t2i_tiny20 --classifier classifier_tiny --class goldfish
+
+    Expected: see docs/LOG.md of 2026-11-26.
+    """
+    return Run(
+        name="classifier_tiny",
+        model=models.NoisyClassifier(
+            first_stage=taef2(), image_size=64, channels=(64, 128), heads=4, classes=_TWENTY
+        ),
+        objectives=(objectives.NoisedClass(schedule=_STABLE),),
+        data=t2i_tiny20().data,
+        optim=Optim(lr=6e-4, warmup_steps=100, weight_decay=0.05, decay="cosine"),
+        ema=Ema(decay=0.998),
+        batch=64,
+        steps=2000,
+        log_steps=20,
+        checkpoint_steps=200,
+    )
+
+
 def ldm8_t2i() -> Run:
     """The text-to-image model of latent diffusion: 256 pixels, first stage at 1/8, its own text.
 
@@ -201,6 +226,12 @@ def dit_b() -> Run:
     )
 
 
+_TWENTY = (
+    *("goldfish", "bullfrog", "jellyfish", "king penguin", "golden retriever", "german shepherd"),
+    *("tabby cat", "brown bear", "ladybug", "monarch", "beacon", "school bus", "teapot"),
+    *("umbrella", "volleyball", "ice cream", "mushroom", "lemon", "banana", "pizza"),
+)
+"""Classes of Tiny ImageNet that scripts/tiny20.py packs, in the order of their numbers."""
 _LAION = Data(train="s3://my-bucket/laion", tokenizer="s3://my-bucket/laion/tokenizer.json")
 """Your own pairs of image and text: --set data.train=... and so on."""
 _STABLE = Schedule(shape="scaled_linear", beta_start=0.00085, beta_end=0.012)

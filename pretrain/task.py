@@ -18,6 +18,7 @@ from .mixing import Mixing
 from .model import Model
 from .objective import Objective, Score, View, Words
 from .reader import Reader, States
+from .staged import Staged
 
 
 class Losses(NamedTuple):
@@ -139,10 +140,14 @@ class Task(nn.Module):
     def _classes(self, batch: Batch) -> Tensor | None:
         """Number of each row's class, where the model is told it."""
         spec = self.spec
-        if not isinstance(spec, Denoiser) or not spec.classes:
+        if not isinstance(spec, Staged) or not spec.classes:
             return None
-        pairs = zip(batch.fields, batch.keys, strict=True)
-        numbers = [spec.class_of(fields, key) for fields, key in pairs]
+        texts = batch.texts or ("",) * batch.rows
+        holes = [False] * batch.rows if batch.hole_B is None else batch.hole_B.tolist()
+        rows = zip(batch.fields, batch.keys, texts, holes, strict=True)
+        numbers = [
+            0 if hole else spec.class_of(fields, key, text) for fields, key, text, hole in rows
+        ]
         return torch.tensor(numbers, device=batch.draws_B.device)
 
     def _states(self, number: int, batch: Batch) -> States:

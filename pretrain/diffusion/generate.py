@@ -6,7 +6,7 @@ h x w cells of a latent.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,13 +19,24 @@ from ..denoiser import Denoiser
 from ..objective import View
 from ..task import Task
 from .guidance import guide_scale
-from .sampling import Ask, Sampling
+from .sampling import Ask, Pull, Sampling
 
 Change = Callable[[View], View]
 """What is done to the view of rows before they are drawn: (2B, ...), the guided half first, of
 which the other half is what to be led away from; (B, ...) where there is no guidance."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """What images have beside their prompts, each its own."""
+
+    start_NChw: Tensor | None = None
+    """Scaled latents of noise to begin from, instead of those of the seed."""
+    pull: Callable[[int, int], Pull] | None = None
+    """(first, last) -> what these images are pulled by: a classifier's gradient."""
+
+
+NOTHING = Given()
 ROWS = 32
 """Images drawn together, half as many where they are guided."""
 
@@ -39,6 +50,7 @@ def generate(
     first: int = 0,
     rows: int = ROWS,
     change: Change = lambda view: view,
+    given: Given = NOTHING,
     told: Callable[[int], None] = lambda looks: None,
 ) -> Tensor:
     """Returns uint8 images (B, H, W, 3) on the CPU, one for each prompt.
@@ -51,15 +63,18 @@ def generate(
         first: number of the first image: its noise depends on it and on the seed alone.
         rows: of one pass of the network.
         change: see `Change`.
+        given: see `Given`.
         told: told of each look of the network; there will be about `looks`.
 
     Raises:
         RecipeError: the task draws no images, or not of this size or with this sampler.
     """
     how = how or Sampling()
-    height, width = _cells(task, how, 1)
+    height, width = cells(task, how, 1)
     images_BHWC = torch.empty((len(prompts), height, width, 3), dtype=torch.uint8)
-    drawn = latents(task, text, prompts, how, first=first, rows=rows, change=change, told=told)
+    drawn = latents(
+        task, text, prompts, how, first=first, rows=rows, change=change, given=given, told=told
+    )
     for at, latent_BChw in drawn:
         assert task.stage is not None  # every denoiser has one
         with torch.no_grad():
@@ -83,12 +98,14 @@ def latents(
     first: int = 0,
     rows: int = ROWS,
     change: Change = lambda view: view,
+    given: Given = NOTHING,
     told: Callable[[int], None] = lambda looks: None,
 ) -> Iterator[tuple[int, Tensor]]:
     """As `generate`, but yields (place of the first, the scaled latents (b, C, h, w) to decode)."""
     spec, training = denoiser(task), task.training
     rows = max(1, rows // (1 if how.guidance_scale == 1 else 2))
-    shape = (spec.first_stage.channels, *_cells(task, how, spec.first_stage.factor))
+    shape = (spec.first_stage.channels, *cells(task, how, spec.first_stage.factor))
+    _require_start(given.start_NChw, (len(prompts), *shape))
     for at in range(0, len(prompts), rows):
         some = prompts[at : at + rows]
         numbers = range(first + at, first + at + len(some))
@@ -97,7 +114,7 @@ def latents(
         try:
             with torch.no_grad():
                 ask = asked(task, text, some, keys_B, how, change)
-                found = _drawn(task, ask, keys_B, shape, how, told)
+                found = _drawn(task, ask, keys_B, shape, how, given, at, told)
         finally:
             task.train(training)
         yield at, found
@@ -176,9 +193,11 @@ def _drawn(
     keys_B: Tensor,
     shape: tuple[int, ...],
     how: Sampling,
+    given: Given,
+    at: int,
     told: Callable[[int], None],
 ) -> Tensor:
-    device = task.anchor.device
+    device, last = task.anchor.device, at + len(keys_B)
 
     def normals(name: str) -> Tensor:
         drawn = normal(keys_B, name, math.prod(shape))
@@ -188,11 +207,26 @@ def _drawn(
         told(1)
         return ask(x, time_B)
 
-    return task.objectives[0].sample(heard, normals("start"), how, normals)
+    start = given.start_NChw
+    x_T = normals("start") if start is None else start[at:last].to(device, torch.float32)
+    pull = given.pull(at, last) if given.pull else None
+    return task.objectives[0].sample(heard, x_T, how, normals, pull)
 
 
-def _cells(task: Task, how: Sampling, factor: int) -> tuple[int, int]:
-    """(height, width) of what is drawn, in units of `factor` pixels."""
+def _require_start(start_NChw: Tensor | None, shape: tuple[int, ...]) -> None:
+    if start_NChw is not None and tuple(start_NChw.shape) != shape:
+        raise RecipeError(
+            f"latents of shape {tuple(start_NChw.shape)} to begin from; these images are drawn "
+            f"from {shape}. They were made by another model, or for another size or number."
+        )
+
+
+def cells(task: Task, how: Sampling, factor: int) -> tuple[int, int]:
+    """(height, width) of what is drawn, in units of `factor` pixels.
+
+    Raises:
+        RecipeError: the model does not draw that size, or `how` clips latents.
+    """
     spec = denoiser(task)
     width, height = how.size or (spec.image_size, spec.image_size)
     if width % spec.multiple or height % spec.multiple:

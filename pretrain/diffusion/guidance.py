@@ -83,7 +83,7 @@ def classifier_guided(
     """
 
     def guided(x: Tensor, rows_B: Tensor) -> Tensor:
-        a_B = alphas_bar_T.to(x.device)[rows_B]
+        a_B = alphas_bar_T.to(x.device)[rows_B.round().long()]  # some schedulers' are between two
         spread = per_row((1 - a_B).sqrt(), x)
         noise = parts(predict, model(x, rows_B), x, a_B).noise - spread * gradient(x, rows_B)
         return target(predict, parts("epsilon", noise, x, a_B).x0, noise, a_B)

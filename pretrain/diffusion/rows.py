@@ -65,9 +65,20 @@ def by_time(error_B: Tensor, time_B: Tensor) -> Mapping[str, tuple[Tensor, Tenso
 
     For `Score.parts`.
     """
+    return bucket({"mse": error_B}, time_B)
+
+
+def bucket(values: Mapping[str, Tensor], time_B: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Values of the rows apart for each quarter of the time: `name.0`, the cleanest, to `name.3`.
+
+    For `Score.parts`.
+    """
     bucket_B = (time_B * (_BUCKETS / 1000)).long().clamp(max=_BUCKETS - 1)
-    error_B = error_B.detach()
-    return {f"mse.{number}": (error_B, bucket_B == number) for number in range(_BUCKETS)}
+    return {
+        f"{name}.{number}": (value_B.detach(), bucket_B == number)
+        for name, value_B in values.items()
+        for number in range(_BUCKETS)
+    }
 
 
 def squared_error(said: Tensor, right: Tensor, mask_BHW: Tensor | None = None) -> Tensor:

@@ -14,13 +14,15 @@ from torch import Tensor
 from ...config import Record
 from ...errors import RecipeError
 from . import samplers
-from .guidance import dynamic_threshold
+from .guidance import classifier_guided, dynamic_threshold
 from .samplers import Denoiser
 from .schedules import Schedule
 from .targets import Predict, flow_parts, shifted
 
 Ask = Callable[[Tensor, Tensor], Tensor]
 """(x (B, ...), how noised it is (B,), from 0 to 1000) -> what the network says."""
+Pull = Callable[[Tensor, Tensor], Tensor]
+"""(x, how noised it is, from 0 to 1000) -> what x is pulled by: a gradient, its scale included."""
 Normals = Callable[[str], Tensor]
 """(name of a step) -> normal numbers of the shape of x, the same for a row in any batch."""
 _SCHEDULERS = "or a scheduler of diffusers such as DPMSolverMultistepScheduler"
@@ -66,9 +68,18 @@ class Sampling(Record):
 
 
 def draw_ddpm(
-    ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, schedule: Schedule, predict: Predict
+    ask: Ask,
+    x_T: Tensor,
+    how: Sampling,
+    normal: Normals,
+    schedule: Schedule,
+    predict: Predict,
+    pull: Pull | None = None,
 ) -> Tensor:
     """Draws from a diffusion model.
+
+    A pull is a classifier's gradient: it moves the mean of DDPM's steps (Dhariwal and Nichol 2021,
+    algorithm 1), and the noise that any other sampler is told of (algorithm 2).
 
     Raises:
         RecipeError: no such sampler, or it does not go with the model.
@@ -78,23 +89,32 @@ def draw_ddpm(
     def model(x: Tensor, rows_B: Tensor) -> Tensor:
         return ask(x, rows_B * (1000 / total))
 
+    def gradient(x: Tensor, rows_B: Tensor) -> Tensor:
+        assert pull is not None
+        return pull(x, rows_B * (1000 / total))
+
+    table = schedule.alphas_bar()
+    if pull and name != "ddpm":
+        asked: samplers.Model = classifier_guided(model, gradient, table, predict)
+    else:
+        asked = model
     if name not in ("ddim", "ddpm"):
         if name in ("euler", "heun"):
             raise RecipeError(f"sampler {name!r} is for flows; name ddim, ddpm {_SCHEDULERS}.")
         made = samplers.scheduler(name, schedule, predict, clip_sample=how.clip)
         made_with = _generators(x_T, normal)
         return samplers.run_scheduler(
-            made, model, x_T, how.steps, generator=made_with, eta=how.eta or None
+            made, asked, x_T, how.steps, generator=made_with, eta=how.eta or None
         )
-    table = schedule.alphas_bar()
-    denoiser = Denoiser(model, table, predict, limit=how.limit)
+    denoiser = Denoiser(asked, table, predict, limit=how.limit)
     taken, final = timesteps(how, schedule)
 
     def drawn(t: int) -> Tensor:
         return normal(f"step.{t}")
 
     if name == "ddpm":
-        return samplers.ddpm(denoiser, x_T, drawn, taken=taken)
+        towards = gradient if pull else None
+        return samplers.ddpm(denoiser, x_T, drawn, taken=taken, gradient=towards)
     return samplers.ddim(denoiser, x_T, taken, eta=how.eta, normal=drawn, final=final)
 
 
@@ -125,7 +145,7 @@ def draw_flow(ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, shift: floa
     if name not in ("euler", "heun"):
         made = samplers.flow_scheduler(name, shift)
         return samplers.run_scheduler(made, ask, x_T, how.steps, generator=_generators(x_T, normal))
-    line = shifted(torch.linspace(1, 0, how.steps + 1, dtype=torch.float64), shift).tolist()
+    line = flow_line(how.steps, shift)
 
     def speed(x: Tensor, s: float) -> Tensor:
         s_B = torch.full((len(x),), s, dtype=torch.float64, device=x.device)
@@ -143,6 +163,11 @@ def draw_flow(ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, shift: floa
             ahead = x + (s_next - s) * (v + speed(ahead, s_next)) / 2
         x = ahead
     return x
+
+
+def flow_line(steps: int, shift: float) -> list[float]:
+    """Where the steps along a rectified flow begin and end, from 1, noise, to 0."""
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
 
 
 def _generators(x_T: Tensor, normal: Normals) -> list[torch.Generator]:

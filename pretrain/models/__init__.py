@@ -2,6 +2,7 @@
 
 from .clip import Clip as Clip
 from .dit import Dit as Dit
+from .noisy_classifier import NoisyClassifier as NoisyClassifier
 from .single_stream import SingleStream as SingleStream
 from .two_stream import TwoStream as TwoStream
 from .unet import Unet as Unet

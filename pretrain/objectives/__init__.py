@@ -6,5 +6,6 @@ from .flow import RectifiedFlow as RectifiedFlow
 from .itm import ImageTextMatching as ImageTextMatching
 from .mlm import MaskedLanguage as MaskedLanguage
 from .mrm import MaskedRegion as MaskedRegion
+from .noised_class import NoisedClass as NoisedClass
 from .prefix import PrefixLanguage as PrefixLanguage
 from .wra import WordRegionAlignment as WordRegionAlignment

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...data.draws import normal, uniform
+from ..diffusion.inverting import invert_ddpm
 from ..diffusion.rows import draw_noise, drop_text, score_denoised
-from ..diffusion.sampling import Ask, Normals, Sampling, draw_ddpm
+from ..diffusion.sampling import Ask, Normals, Pull, Sampling, draw_ddpm
 from ..diffusion.schedules import Schedule, snr
 from ..diffusion.targets import Predict, add_noise, perturbed, target
 from ..diffusion.weights import WEIGHTS, Weighting
@@ -72,8 +73,13 @@ class DenoisingDiffusion(Objective):
             targets={**view.targets, **found},
         )
 
-    def sample(self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals) -> Tensor:
-        return draw_ddpm(ask, x_T, how, normal, self.schedule, self.predict)
+    def sample(
+        self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, pull: Pull | None = None
+    ) -> Tensor:
+        return draw_ddpm(ask, x_T, how, normal, self.schedule, self.predict, pull)
+
+    def invert(self, ask: Ask, x0: Tensor, how: Sampling, refine: int = 0) -> Tensor:
+        return invert_ddpm(ask, x0, how, self.schedule, self.predict, refine)
 
     def score(self, head: Any, seen: Denoised) -> Score:
         return score_denoised(

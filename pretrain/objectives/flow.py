@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ...data.draws import uniform
+from ...errors import RecipeError
+from ..diffusion.inverting import invert_flow
 from ..diffusion.rows import draw_noise, drop_text, score_denoised
-from ..diffusion.sampling import Ask, Normals, Sampling, draw_flow
+from ..diffusion.sampling import Ask, Normals, Pull, Sampling, draw_flow
 from ..diffusion.targets import Density, add_flow, flow_target, flow_times
 from ..objective import Denoised, Objective, Score, View, Words
 
@@ -54,8 +56,18 @@ class RectifiedFlow(Objective):
             targets={**view.targets, self.kind: flow_target(view.image_BCHW, noise)},
         )
 
-    def sample(self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals) -> Tensor:
+    def sample(
+        self, ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, pull: Pull | None = None
+    ) -> Tensor:
+        if pull:
+            raise RecipeError(
+                "a classifier of DDPM's noised images guides a ddpm run; objective 'flow' noises "
+                "otherwise. Draw with --guidance-scale alone."
+            )
         return draw_flow(ask, x_T, how, normal, self.shift)
+
+    def invert(self, ask: Ask, x0: Tensor, how: Sampling, refine: int = 0) -> Tensor:
+        return invert_flow(ask, x0, how, self.shift, refine)
 
     def score(self, head: Any, seen: Denoised) -> Score:
         return score_denoised(seen, seen.view.targets[self.kind])
