@@ -15,11 +15,12 @@ from rich.console import Console
 
 from . import __version__
 from .cluster import node_verbs, plan_verb, run_verbs
+from .cluster.draw_verbs import invert, sample
 from .cluster.evaluating import evaluate
 from .cluster.finetuning import app as finetune_app
 from .cluster.look import caption, retrieve, search
 from .cluster.options import RunArg, Runs, WeightsOpt
-from .cluster.verbs import data_precompute, invert, sample
+from .cluster.verbs import data_precompute
 from .data.verbs import Json, show
 from .data.verbs import app as data_app
 from .errors import DiptychError, Stopped

@@ -55,7 +55,8 @@ def draw(
     if led:
         judge = open_classifier(find(led.run, runs), found, weights=weights)
         given = judge.given([name for name in classes for _ in range(n)], led.scale, given)
-    size = how.size or (found.run.model.image_size,) * 2
+    side = found.run.model.image_size
+    size = how.size or (side, side)
     guides = asked_for(controls, found, lambda name: find(name, runs), size, as_is=as_is)
     change = guiding(guides) if guides else lambda view: view
     with bar("sample", looks(how, len(each))) as told:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..errors import RecipeError
+
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override: path=value, such as optim.lr=3e-4")
 ]
@@ -47,3 +49,16 @@ Insecure = Annotated[
         "--insecure-cluster", help="Submit even to a cluster that asks nobody for a token."
     ),
 ]
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """(width, height) of `64` or `96x64`.
+
+    Raises:
+        RecipeError: it is no size.
+    """
+    width, _, height = text.partition("x")
+    height = height or width
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise RecipeError(f"--size {text!r} is not a size in pixels. Write --size 64 or 96x64.")
+    return int(width), int(height)

@@ -142,6 +142,8 @@ class Task(nn.Module):
         spec = self.spec
         if not isinstance(spec, Staged) or not spec.classes:
             return None
+        if batch.draws_B.is_meta:  # `plan` asks: that there are numbers is all there is of them
+            return torch.zeros_like(batch.draws_B)
         texts = batch.texts or ("",) * batch.rows
         holes = [False] * batch.rows if batch.hole_B is None else batch.hole_B.tolist()
         rows = zip(batch.fields, batch.keys, texts, holes, strict=True)
