@@ -107,10 +107,10 @@ def test_nucleus_draws_what_it_should() -> None:
 
     def shares(share: float, temperature: float = 1.0) -> dict[int, float]:
         generator = torch.Generator().manual_seed(0)
-        how = {"share": share, "temperature": temperature}
-        drawn = Counter(
-            text[1] for text in nucleus(fixed, 20_000, ends, generator=generator, **how)
+        texts = nucleus(
+            fixed, 20_000, ends, share=share, temperature=temperature, generator=generator
         )
+        drawn = Counter(text[1] for text in texts)
         return {token: count / 20_000 for token, count in drawn.items()}
 
     assert shares(1.0) == pytest.approx({0: 0.5, 1: 0.05, 2: 0.15, 3: 0.3}, abs=0.015)
