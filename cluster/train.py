@@ -56,7 +56,7 @@ def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
         {
             "data": plan.data,
             "plan": plan.digest,
-            "frozen": {name: part.digest() for name, part in run.model.frozen.items()},
+            "frozen": {name: part.digest() for name, part in run.frozen.items()},
             "samples": plan.samples,
             "buckets": plan.table(),
             "diptych": __version__,

@@ -38,3 +38,15 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(summed_GD)
         first = dist.get_rank() * ctx.rows
         return summed_GD[first : first + ctx.rows]
+
+
+def averaged(value: Tensor) -> Tensor:
+    """The mean of what all ranks say, without a gradient; every rank must call it.
+
+    On one process, and in evaluation, its own.
+    """
+    found = value.detach().clone(memory_format=torch.contiguous_format)
+    if dist.is_available() and dist.is_initialized() and torch.is_grad_enabled():
+        dist.all_reduce(found)
+        found /= dist.get_world_size()
+    return found

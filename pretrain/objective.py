@@ -13,6 +13,7 @@ from ..config import Part
 from ..data.batch import Batch
 from ..errors import RecipeError
 from .diffusion.sampling import Ask, Normals, Pull, Sampling
+from .frozen import Frozen
 from .reader import States
 
 
@@ -173,6 +174,11 @@ class Objective(Part):
         """The batch that a step trains on instead of this one, made by the task as it is; the same
         by default."""
         return batch
+
+    @property
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Its parts with weights of their own that are never trained, by name."""
+        return {}
 
     def head(self, sizes: Sizes) -> nn.Module:
         """The parameters that this objective alone trains; none by default."""

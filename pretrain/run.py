@@ -24,6 +24,7 @@ from .control import Control
 from .denoiser import Denoiser
 from .diffusion.sheet import Sheet
 from .ema import Ema
+from .frozen import Frozen
 from .hint import Hint
 from .mixing import mixing
 from .model import Model
@@ -274,6 +275,12 @@ class Run(Record):
         kinds = [objective.kind for objective in self.objectives]
         turns = mixing(self.seed, self.mixing, kinds)
         return Task(self.model, self.objectives, self.words(text), turns, self.control)
+
+    @property
+    def frozen(self) -> dict[str, Frozen]:
+        """What it computes with and never trains, by name."""
+        asked = {n: part for objective in self.objectives for n, part in objective.frozen.items()}
+        return {**self.model.frozen, **asked}
 
     @property
     def rows(self) -> Rows:

@@ -87,7 +87,8 @@ class Task(nn.Module):
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Parameters that others use outside the module that they belong to."""
         words = getattr(self.model, "words", None)
-        used = [*([words.weight] if words is not None else []), *self.kept]
+        own: tuple[nn.Parameter, ...] = getattr(self.model, "kept", ())
+        used = [*([words.weight] if words is not None else []), *own, *self.kept]
         return tuple({id(p): p for p in used}.values())
 
     def recompute(self) -> None:

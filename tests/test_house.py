@@ -14,6 +14,7 @@ METHODS = [
     "pretrain/controls",
     "pretrain/encoders",
     "pretrain/first_stages",
+    "pretrain/likenesses",
     "pretrain/models",
     "pretrain/objectives",
     "pretrain/visuals",

@@ -8,4 +8,5 @@ from .mlm import MaskedLanguage as MaskedLanguage
 from .mrm import MaskedRegion as MaskedRegion
 from .noised_class import NoisedClass as NoisedClass
 from .prefix import PrefixLanguage as PrefixLanguage
+from .reconstruct import Reconstruction as Reconstruction
 from .wra import WordRegionAlignment as WordRegionAlignment
