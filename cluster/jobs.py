@@ -15,12 +15,12 @@ from ..data import storage
 from ..errors import ClusterError, RunError
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
+from ..pretrain.settle import settled
 from . import line
 from .node import state
 from .shapes import Shape
 from .track import STOP
 from .train import busy, prepare
-from .worker import settled
 
 _GRACE_S = 60.0
 _BEGIN_S = 240.0

@@ -5,10 +5,11 @@ from typing import Any
 from ..data import tokens
 from ..errors import RecipeError
 from ..pretrain.run import Run
+from ..pretrain.settle import settled
 from . import costs, estimate
 from .costs import Rates
 from .shapes import Shape, deepspeed_config
-from .worker import open_plan, settled
+from .worker import open_plan
 
 GB = 1e9
 

@@ -206,9 +206,9 @@ def _submit(
         place, pid = work.submit(run, shape, url)
         console.print(f"{place.url} runs as process {pid}", highlight=False, soft_wrap=True)
         return
+    from ..pretrain.settle import settled
     from . import auth, remote
     from .train import prepare
-    from .worker import settled
 
     address = remote.dashboard(cluster)
     remote.client(address, insecure=insecure)  # before anything is written

@@ -13,13 +13,15 @@ from ..config import to_yaml
 from ..data import storage, tokens
 from ..errors import DiptychError, RunError, Stopped
 from ..finetune.start import require_start
+from ..pretrain.autoencoding import Decoded
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
+from ..pretrain.settle import settled
 from .launch import Drive, cluster
 from .shapes import Shape
 from .signals import asked_to_stop
 from .track import STOP, Tracker
-from .worker import open_plan, settled
+from .worker import open_plan
 
 _SILENT_S = 60.0
 _FETCH_S = 600.0
@@ -112,8 +114,18 @@ def run_on(run: Run, shape: Shape, place: RunDir, data: str, *, console: Console
             tracker.keep(str(err), -1)
             _close(tracker, "failed", str(err))
             raise
+        _publish(run, place, tracker)
         _close(tracker, "finished")
     return place
+
+
+def _publish(run: Run, place: RunDir, tracker: Tracker) -> None:
+    """Leaves a trained first stage where a latent run reads it, its scale measured."""
+    if run.model.gives is Decoded:
+        from ..finetune.trained_stage import publish
+
+        found = publish(place)
+        tracker.log(f"first_stage/ is there; latents are scaled by {found['scaling_factor']:g}")
 
 
 def _close(tracker: Tracker, state: str, note: str = "") -> None:

@@ -1,22 +1,20 @@
 """One rank: the only place where data, model, engine and run directory meet."""
 
-import math
 import signal
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
 
 from ..config import digest, parse
-from ..data import index, storage, tokens
+from ..data import tokens
 from ..data.batch import Batch
 from ..data.holes import Holes
 from ..data.loader import Loader
-from ..data.plan import Plan, Source
-from ..errors import CheckpointError, DataError, DiptychError
+from ..errors import CheckpointError, DiptychError
 from ..finetune.parts import KINDS
 from ..finetune.start import fresh_task
+from ..pretrain.charts import open_plan
 from ..pretrain.checkpoint import open_checkpoint
 from ..pretrain.loop import Doing, Listener, train
 from ..pretrain.run import Run, parse_run
@@ -158,41 +156,3 @@ def _is_cut(err: Exception) -> bool:
     return isinstance(err, torch.distributed.DistError) or any(
         sign in text for sign in ("gloo", "nccl", "connection closed", "connection reset")
     )
-
-
-def open_plan(
-    run: Run, data: str | None = None, counted: Callable[[int], None] = lambda shards: None
-) -> Plan:
-    """The plan of a run's training data.
-
-    Raises:
-        DataError: `data` is given, and the dataset's digest is another.
-    """
-    sources = [
-        Source(index.open_manifest(one.url), one.weight, name, one.loss)
-        for one, name in zip(run.data.sources, _names(run), strict=True)
-    ]
-    plan = Plan(sources, run.seed, run.batch, buckets=run.data.buckets, counted=counted)
-    if data and plan.data != data:
-        raise DataError(
-            f"{' + '.join(one.url for one in run.data.sources)} changed since the run began "
-            f"(digest {plan.data}, was {data}). "
-            "Start a run under another name, or restore the data."
-        )
-    return plan
-
-
-def settled(run: Run) -> Run:
-    """The run with its epochs counted in steps."""
-    if run.epochs is None:
-        return run
-    steps = max(1, math.ceil(run.epochs * open_plan(run).steps_per_epoch))
-    return run.model_copy(update={"steps": steps, "epochs": None})
-
-
-def _names(run: Run) -> list[str]:
-    """What stands before the shards of each source: nothing, where there is but one."""
-    names = [storage.name(one.url) for one in run.data.sources]
-    if len(names) == 1:
-        return [""]
-    return [f"{name}.{n}" if names.count(name) > 1 else name for n, name in enumerate(names)]

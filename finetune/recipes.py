@@ -6,6 +6,7 @@ from ..config import from_yaml, override, plain, unknown
 from ..data import storage
 from ..pretrain import presets as published
 from ..pretrain import recipes as pretraining
+from ..pretrain import stage_recipes as stages
 from ..pretrain.run import Data, Optim, Run, parse_run
 from . import adapters, heads, presets
 from .foreign_recipe import complete
@@ -63,11 +64,13 @@ def vqa_easy_lora() -> Run:
 
 
 RECIPES: dict[str, Callable[[], Run]] = {
+    "autoencoder_tiny": stages.autoencoder_tiny,
     "caption_base": presets.caption_base,
     "caption_scst": presets.caption_scst,
     "classifier_tiny": pretraining.classifier_tiny,
     "dit_b": pretraining.dit_b,
     "grounding_base": presets.grounding_base,
+    "kl_f8": stages.kl_f8,
     "ldm8_t2i": pretraining.ldm8_t2i,
     "ldm_tiny": pretraining.ldm_tiny,
     "lxmert_base": published.lxmert_base,
@@ -83,6 +86,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "vlp_base": published.vlp_base,
     "vlp_easy": pretraining.vlp_easy,
     "vlp_tiny": published.vlp_tiny,
+    "vq_f4": stages.vq_f4,
     "vqa_base": presets.vqa_base,
     "vqa_easy": vqa_easy,
     "vqa_easy_lora": vqa_easy_lora,

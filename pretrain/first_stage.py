@@ -7,7 +7,7 @@ pixels, h x w cells of a latent.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from ..config import kinds, pick
 from ..data.draws import normal
+from ..errors import RecipeError
 from .encoder import Encoder
 from .frozen import Frozen
+
+MEASURED = "measured"
+"""In place of a scale: whatever makes the training images' latents one in spread."""
 
 
 class Moments(NamedTuple):
@@ -65,8 +69,23 @@ class Stage:
 class FirstStage(Frozen):
     """A record of a first stage: the shape of its latents, and where its weights lie."""
 
-    scale: float | None = Field(default=None, gt=0)
-    """Latents are multiplied by it; by default with what stands in the weights' own settings."""
+    scale: Annotated[float, Field(gt=0)] | Literal["measured"] | None = None
+    """Latents are multiplied by it; by default with what stands in the weights' own settings.
+    `measured`: 1 / standard deviation over the first training images, found before the first step
+    and kept in the run's recipe (`scale_by_std` of latent diffusion)."""
+
+    def factor_or(self, own: float | None) -> float:
+        """The scale: the recipe's, else that of the weights' settings, else 1.
+
+        Raises:
+            RecipeError: it is still to be measured.
+        """
+        if self.scale == MEASURED:
+            raise RecipeError(
+                f"first stage {self.kind!r}: its scale is to be measured, which `diptych train` "
+                "does. Write the number here: first_stage.scale."
+            )
+        return self.scale or own or 1.0
 
     @property
     def channels(self) -> int:

@@ -16,6 +16,8 @@ from ..config import Part, plain
 from ..data import storage
 from ..errors import RecipeError
 
+STAGE = "first_stage"
+"""Where in its folder a run that trained a first stage leaves it, as diffusers has it."""
 _DATA = (".safetensors", ".json", ".txt", ".model")
 """Files of a folder of weights that a library may see; pickles and code it may not."""
 
@@ -100,7 +102,17 @@ def require_loaded(missing: Iterable[str], but: str = "") -> None:
 
 @contextlib.contextmanager
 def _local(url: str) -> Iterator[Path]:
-    """A local folder with the files at a URL (a folder, or one .safetensors file) that are data."""
+    """A local folder with the files at a URL (a folder, or one .safetensors file) that are data.
+
+    Of a run of ours, its `first_stage/`.
+    """
+    if not url.endswith(".safetensors") and storage.exists(storage.join(url, "recipe.yaml")):
+        url = storage.join(url, STAGE)
+        if not storage.children(url):
+            raise RecipeError(
+                f"{url} is not there: the run trained no first stage, or is not finished. Export "
+                "what it has: diptych export RUN --to autoencoder --out FOLDER."
+            )
     folder, _, file = url.rpartition("/") if url.endswith(".safetensors") else (url, "", "")
     names = [file] if file else [n for n in storage.children(url) if n.endswith(_DATA)]
     with tempfile.TemporaryDirectory(prefix="diptych-weights-") as home:

@@ -1,6 +1,5 @@
 """First stages that are trained: one backward pass against two optimisers', and what they learn."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from diptych.pretrain.run import Run, revise
 from diptych.pretrain.task import Task
 
 Rows = Callable[..., Batch]
-SHARED = Path(os.environ.get("DIPTYCH_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+SHARED = Path("/work/shared/data")
 SIZES = {"channels": [8, 16], "groups": 4, "image_size": 16, "tokens": 12}
 MODELS: dict[str, dict[str, Any]] = {
     "kl": {"kind": "kl_autoencoder", "latent_channels": 2, "kl": 0.01, **SIZES},
@@ -179,7 +178,7 @@ def test_the_hub_is_asked_where_no_file_is_named(monkeypatch: pytest.MonkeyPatch
         Looking(Timm(network="test_resnet.r160_in1k")).apart(*torch.rand(2, 1, 3, 32, 32))
 
 
-@pytest.mark.skipif(not (SHARED / "taef2").exists(), reason="../shared/data/taef2 is not here")
+@pytest.mark.skipif(not (SHARED / "taef2").exists(), reason=f"{SHARED}/taef2 is not here")
 def test_taef2_sees_blur_as_further_than_a_shade(text: Text, rows: Rows) -> None:
     record = {"kind": "taef2", "weights": str(SHARED / "taef2" / "taef2_encoder.safetensors")}
     look = Looking(Taef2(weights=record["weights"]))

@@ -6,6 +6,7 @@ A target is a module with `NAME`, which `--to` takes; `TAKES`, a sentence of wha
 its proof.json holds. `target.Target` says it in types, and docs/export.md tells what each makes.
 """
 
+from . import autoencoder as autoencoder
 from . import clip as clip
 from . import controlnet as controlnet
 from . import diffusers_lora as diffusers_lora

@@ -18,7 +18,7 @@ class Autoencoder(FirstStage):
 
     kind: ClassVar[str] = "autoencoder"
     weights: str
-    """A folder that diffusers' `AutoencoderKL.save_pretrained` wrote."""
+    """A folder that diffusers' `AutoencoderKL.save_pretrained` wrote, or a run that trained one."""
     latent_channels: int = Field(default=4, ge=1)
     downsampling: int = Field(default=8, ge=1)
     """Pixels a side of a latent's cell: 2 for each level after the first."""
@@ -71,6 +71,6 @@ class Autoencoder(FirstStage):
             (model,),
             moments,
             lambda latent: model.decode(latent).sample,
-            self.scale or found.scaling_factor or 1.0,
+            self.factor_or(found.scaling_factor),
             found.get("shift_factor") or 0.0,
         )

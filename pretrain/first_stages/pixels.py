@@ -25,4 +25,4 @@ class Pixels(FirstStage):
         return 1
 
     def build(self, folders: Mapping[str, Path]) -> Stage:
-        return Stage((), Moments, lambda image: image, self.scale or 1.0)
+        return Stage((), Moments, lambda image: image, self.factor_or(None))

@@ -55,7 +55,7 @@ class Taef2(FirstStage):
             halves,
             lambda image: Moments(encode(image / 2 + 0.5)),
             lambda latent: decode(latent) * 2 - 1,
-            self.scale or 1.0,
+            self.factor_or(None),
         )
 
 

@@ -16,7 +16,8 @@ class Vq(FirstStage):
 
     kind: ClassVar[str] = "vq"
     weights: str
-    """A folder that diffusers' `VQModel.save_pretrained` wrote, such as `vqvae/`."""
+    """A folder that diffusers' `VQModel.save_pretrained` wrote, such as `vqvae/`; or a run that
+    trained one."""
     latent_channels: int = Field(default=3, ge=1)
     downsampling: int = Field(default=4, ge=1)
     """Pixels a side of a latent's cell: 2 for each level after the first."""
@@ -60,5 +61,5 @@ class Vq(FirstStage):
             (model,),
             lambda image: Moments(model.encode(image).latents),
             lambda latent: model.decode(latent).sample,
-            self.scale or found.scaling_factor or 1.0,
+            self.factor_or(found.scaling_factor),
         )
