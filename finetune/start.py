@@ -26,6 +26,7 @@ from ..pretrain.models.unet import ConditionalUnet
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
+from . import clip_folder
 from .foreign import Foreign, open_foreign
 from .foreign_recipe import require_like, words_of
 from .merge import plain_weights
@@ -107,8 +108,8 @@ def fresh_task(run: Run, text: Text) -> Task:
 
 
 def begin(task: Task, source: str, *, averaged: bool) -> None:
-    """Takes over the weights of a run, merged where it has adapters, of an exported folder, or of
-    diffusers' folder or Stable Diffusion's file.
+    """Takes over the weights of a run, merged where it has adapters, of an exported folder, of
+    open_clip's or diffusers' folder or Stable Diffusion's file.
 
     With `averaged` it takes a run's moving average, where there is one.
 
@@ -117,6 +118,9 @@ def begin(task: Task, source: str, *, averaged: bool) -> None:
     """
     if foreign := open_foreign(source):
         start_plain(task, foreign_weights(task, foreign), source)
+        return
+    if clip_folder.holds(source):
+        _begin_clip(task, source)
         return
     if storage.exists(storage.join(source, "model.safetensors")):
         start_plain(task, load(storage.read(storage.join(source, "model.safetensors"))), source)
@@ -130,6 +134,16 @@ def begin(task: Task, source: str, *, averaged: bool) -> None:
             start_plain(task, plain_weights(made), source)
             return
     start(task, checkpoint, EMA if averaged and EMA in checkpoint.kinds else WEIGHT)
+
+
+def _begin_clip(task: Task, folder: str) -> None:
+    _, weights = clip_folder.read(folder)
+    found = start_plain(task, weights, folder)
+    if left := [name for name in found.left if name.startswith("model.")]:
+        raise CheckpointError(
+            f"{folder} has {left[0].removeprefix('model.')!r}, which the recipe's model has not "
+            f"({len(left)} such tensors). Leave `model` out of the recipe: it is read there."
+        )
 
 
 def foreign_weights(task: Task, foreign: Foreign) -> dict[str, Tensor]:
@@ -170,7 +184,9 @@ def require_start(source: str) -> None:
     if foreign := open_foreign(source):
         foreign.require()
         return
-    if not storage.exists(storage.join(source, "model.safetensors")):
+    if not clip_folder.holds(source) and not storage.exists(
+        storage.join(source, "model.safetensors")
+    ):
         open_checkpoint(source)
 
 

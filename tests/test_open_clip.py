@@ -1,5 +1,6 @@
 """The model `clip` is open_clip's: there and back, and the same loss as its ClipLoss."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from diptych.data import storage, tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
-from diptych.errors import ExportError, StorageError
+from diptych.errors import CheckpointError, ExportError, StorageError
+from diptych.finetune import clip_folder
+from diptych.finetune.clip_folder import CONFIG, WEIGHTS
 from diptych.finetune.export import clip
+from diptych.finetune.recipes import find
+from diptych.finetune.start import fresh_task, require_start
 from diptych.pretrain.run import Run
 from diptych.pretrain.task import Task
 
@@ -40,17 +47,79 @@ def test_open_clip_opens_it_and_it_comes_back(
     proof = clip.prove(out, run, task, text, rows(6))
     assert proof["loader"] == "open_clip" and proof["process"] != os.getpid()
     assert set(proof["max_difference"]) == {"image_features", "text_features", "logits", "tokens"}
-    record, state = clip.read(str(out))
-    again: Any = run.model_copy(
-        update={"model": type(run.model)(**{k: v for k, v in record.items() if k != "kind"})}
-    )
+
+
+def test_a_run_starts_from_its_folder(
+    trained: tuple[Run, Task], text: Text, rows: Callable[..., Batch], tmp_path: Path
+) -> None:
+    (run, task), out = trained, tmp_path / "clip"
+    clip.write(out, run, task, text, {"steps": 3})
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nstart_from: {out}\ndata: {{train: none}}\n")
+    again = find(str(tmp_path / "mine.yaml"), [])
     assert again.model == run.model
-    other = again.task(text)
-    other.load_state_dict(state)
-    batch = rows(8)
+    assert again.data.tokenizer == storage.absolute(f"{out}/tokenizer.json")
+    require_start(again.start_from or "")
+    words = tokens.load(again.data.tokenizer, again.model.tokens)
+    other, batch = fresh_task(again, words), rows(8)
     assert torch.equal(other(batch).total, task(batch).total)
+    clip.write(tmp_path / "again", again, other, words, {"steps": 3})
+    first, second = (load_file(each / WEIGHTS) for each in (out, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+def test_open_clips_own_model_with_its_mean_and_deviation(
+    text: Text, rows: Callable[..., Batch], tmp_path: Path
+) -> None:
+    import open_clip
+
+    torch.manual_seed(0)
+    sizes = {"width": 16, "heads": 2, "layers": 1, "context_length": 12, "pool_type": "eos"}
+    sizes |= {"vocab_size": text.size, "eos_id": text.special[3]}
+    vision = {"image_size": 16, "layers": 1, "width": 24, "head_width": 8, "patch_size": 4}
+    made: Any = open_clip.CLIP
+    theirs = made(16, vision, sizes).eval()
+    for name, parameter in theirs.named_parameters():
+        if name != "logit_scale":
+            torch.nn.init.normal_(parameter, std=0.3)
+    weights = {name: value.contiguous() for name, value in theirs.state_dict().items()}
+    save_file({k: v for k, v in weights.items() if k != "attn_mask"}, tmp_path / WEIGHTS)
+    look = {"mean": [0.48, 0.2, 0.7], "std": [0.27, 0.4, 0.1]}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": sizes}
+    _settings(tmp_path, {"model_cfg": config, "preprocess_cfg": look})
+    (tmp_path / "tokenizer.json").write_text(text.tokenizer.to_str())
+    (tmp_path / "mine.yaml").write_text(f"name: m\nstart_from: {tmp_path}\ndata: {{train: none}}\n")
+    task, batch = fresh_task(find(str(tmp_path / "mine.yaml"), []), text).eval(), rows(6)
+    seen, _ = task.scores(batch)
+    mean_C, std_C = (torch.tensor(look[name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        pixels_BCHW = (batch.image_BCHW.float() / 255 - mean_C) / std_C
+        image_BD = theirs.encode_image(pixels_BCHW, normalize=True)
+        padded_BL = torch.nn.functional.pad(batch.tokens_BL, (0, 12 - batch.tokens_BL.shape[1]))
+        text_BD = theirs.encode_text(padded_BL, normalize=True)
+    torch.testing.assert_close(seen.towers.image_BE, image_BD, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen.towers.text_BE, text_BD, atol=1e-5, rtol=1e-4)
+    for side, name, value in (
+        (config, "quick_gelu", True),
+        (sizes, "pool_type", "argmax"),
+        (vision, "timm_model_name", "resnet18"),
+    ):
+        _settings(tmp_path, {"model_cfg": _with(config, side, name, value), "preprocess_cfg": look})
+        with pytest.raises(CheckpointError, match=rf"{name} is {value!r}; of the towers of the"):
+            clip_folder.read(str(tmp_path))
     with pytest.raises(StorageError):
-        clip.read(str(tmp_path / "nowhere"))
+        clip_folder.read(str(tmp_path / "nowhere"))
+
+
+def _settings(folder: Path, values: dict[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(values))
+
+
+def _with(config: dict[str, Any], side: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """The settings with one more; `side` is they themselves or one of their parts."""
+    if side is config:
+        return {**config, name: value}
+    part = next(part for part, values in config.items() if values is side)
+    return {**config, part: {**side, name: value}}
 
 
 def test_its_loss_is_clip_loss(

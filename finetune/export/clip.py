@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from ...config import digest
-from ...data import storage
 from ...data.batch import Batch
 from ...data.tokens import Text
 from ...errors import ExportError
@@ -25,12 +22,11 @@ from ...pretrain.models import Clip
 from ...pretrain.run import Run
 from ...pretrain.task import Task
 from ..clean_process import keep_probe, repeat
+from ..clip_folder import CONFIG, SCALE, WEIGHTS
 from ..target import new_folder
 
 NAME = "open_clip"
 TAKES = "the model clip, trained with contrastive"
-WEIGHTS = "open_clip_model.safetensors"
-_SCALE = "heads.contrastive.log_scale"
 _SENTENCES = ("a red circle on a table", "What colour is it?", "")
 
 
@@ -63,11 +59,11 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     settings["text_cfg"]["hf_tokenizer_name"] = "local"  # of a local-dir, the folder itself
     look = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     config = {"model_cfg": settings, "preprocess_cfg": {**look, "resize_mode": "shortest"}}
-    (out / "open_clip_config.json").write_text(json.dumps(config, indent=1))
+    (out / CONFIG).write_text(json.dumps(config, indent=1))
     state = task.state_dict()
     named = {n.removeprefix("model."): v for n, v in state.items() if n.startswith("model.")}
     least = torch.tensor(task.heads["contrastive"].most)
-    named["logit_scale"] = torch.minimum(state[_SCALE].cpu(), least)
+    named["logit_scale"] = torch.minimum(state[SCALE].cpu(), least)
     weights = {name: value.float().contiguous().clone() for name, value in named.items()}
     save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
     transformers.PreTrainedTokenizerFast(
@@ -102,46 +98,6 @@ def prove(out: Path, run: Run, task: Task, text: Text, batch: Batch) -> dict[str
     keep_probe(out, given)
     (out / "sentences.json").write_text(json.dumps(_SENTENCES))
     return repeat(out, "clean_clip.py")
-
-
-def read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(a record of the model, a task's state) of a folder of open_clip: safetensors and nothing
-    else are read.
-
-    Raises:
-        ExportError: it is no such folder, or its model is not of the form of `clip`.
-        StorageError: it cannot be read.
-    """
-    try:
-        config = json.loads(storage.read(storage.join(folder, "open_clip_config.json")))[
-            "model_cfg"
-        ]
-        weights = load(storage.read(storage.join(folder, WEIGHTS)))
-        vision, words = config["vision_cfg"], config["text_cfg"]
-        record = {
-            "kind": Clip.kind,
-            "width": words["width"],
-            "heads": words["heads"],
-            "depth": words["layers"],
-            "tokens": words["context_length"],
-            "visual_width": vision["width"],
-            "visual_heads": vision["width"] // vision.get("head_width", 64),
-            "visual_depth": vision["layers"],
-            "patch": vision["patch_size"],
-            "image_size": vision["image_size"],
-        }
-        scale = weights.pop("logit_scale")
-    except (KeyError, TypeError, ValueError, SafetensorError) as err:
-        raise ExportError(
-            f"{folder} is not a folder of open_clip's CLIP in safetensors: {err!r}"
-        ) from err
-    if config["embed_dim"] != words["width"] or words.get("pool_type", "argmax") != "eos":
-        raise ExportError(
-            f"{folder}: its text is {words['width']} wide, its space {config['embed_dim']}, and it "
-            f"reads the text at {words.get('pool_type', 'argmax')!r}; the model 'clip' has one "
-            "width for both and reads at 'eos'."
-        )
-    return record, {**{f"model.{n}": v for n, v in weights.items()}, _SCALE: scale.reshape(())}
 
 
 def _card(run: Run, facts: dict[str, Any]) -> str:
