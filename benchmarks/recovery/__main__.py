@@ -11,6 +11,7 @@ Arms take turns; ours comes twice a round.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -29,6 +30,7 @@ from .. import ratios
 from ..chaos import recipe
 from ..rounds import Row, interleave, rows
 from ..stream.home import HOME
+from ..stream.peers import beside
 from .visit import Visit
 
 ARMS = ("ours", "torchrun", "ray train", "ours again")
@@ -50,6 +52,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     record = asked.home / "results.jsonl"
     if asked.fresh:
         record.unlink(missing_ok=True)
+    path = [beside("ray-train", "pandas"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of the cluster's workers, too
     home = Path(tempfile.mkdtemp(prefix="diptych-recovery-"))
     with serve(home / "weed", "recovery"), cluster(None, Shape(workers=4)):
         import ray

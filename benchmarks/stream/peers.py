@@ -18,14 +18,12 @@ PEERS = {
     "energon": [["megatron-energon==7.4.1", "boto3"]],
 }
 """What pip is told for each peer, one call after the other."""
-_PHOTOS = ["--no-deps", "scikit-image", "scikit-learn"]
+_PHOTOS = ["scikit-image", "scikit-learn"]
 
 
 def install() -> None:
     """Makes what is missing; a peer that cannot be installed leaves the reason in a file."""
-    photos = home.HOME / "photos"
-    if not photos.exists():
-        _pip(sys.executable, "--target", str(photos), *_PHOTOS, check=True)
+    beside("photos", *_PHOTOS)
     for peer, calls in PEERS.items():
         folder = home.HOME / "venvs" / peer
         if (folder / "done").exists():
@@ -37,6 +35,14 @@ def install() -> None:
         (own / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
         failed = "".join(_pip(home.python(peer), *packages) for packages in calls)
         (folder / ("failed" if failed else "done")).write_text(failed)
+
+
+def beside(name: str, *packages: str) -> str:
+    """A folder with packages, without what they need, for PYTHONPATH; in no environment."""
+    folder = home.HOME / name
+    if not folder.exists():
+        _pip(sys.executable, "--target", str(folder), "--no-deps", *packages, check=True)
+    return str(folder.absolute())
 
 
 def missing(peer: str) -> str:
