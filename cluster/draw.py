@@ -1,6 +1,7 @@
 """`sample` and `invert`: images of a run's own, and the noise of other pictures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from ..finetune.guided import asked_for, guiding
 from ..finetune.inversion import invert, read_noise, write_noise
 from ..finetune.sample import Painter, grid, painter, write, write_png
 from ..finetune.start import Weights
-from ..pretrain.diffusion.generate import Given, denoiser, looks
+from ..pretrain.diffusion.generate import NOTHING, Given, denoiser, looks
 from ..pretrain.diffusion.sampling import Sampling
 from .jobs import find
 
@@ -40,18 +41,19 @@ def draw(
     as_is: bool = False,
     latents: str | None = None,
     led: Led | None = None,
+    given: Given = NOTHING,
 ) -> tuple[dict[str, Any], str]:
     """Draws `n` images of each prompt; returns (what came of it, the folder).
 
     `controls` steer, each `RUN=PICTURE@WEIGHT`; with `as_is` their pictures are hints already.
-    `latents` is a file of noise to begin from; `led` a classifier that leads to classes.
+    `latents` is a file of noise to begin from; `led` a classifier that leads to classes; `given`
+    has the rest.
     """
     found = painter(find(run, runs), weights=weights, step=step)
     prompts, classes = _asked(prompts, led)
     each = [text for text in prompts for _ in range(n)]
-    given = Given()
     if latents:
-        given, how = _begun(found, latents, len(each), how)
+        given, how = _begun(found, latents, len(each), how, given)
     if led:
         judge = open_classifier(find(led.run, runs), found, weights=weights)
         given = judge.given([name for name in classes for _ in range(n)], led.scale, given)
@@ -86,7 +88,9 @@ def _asked(prompts: list[str], led: Led | None) -> tuple[list[str], list[str]]:
     return prompts, classes * (len(prompts) // len(classes))
 
 
-def _begun(found: Painter, url: str, images: int, how: Sampling) -> tuple[Given, Sampling]:
+def _begun(
+    found: Painter, url: str, images: int, how: Sampling, given: Given
+) -> tuple[Given, Sampling]:
     """What images begin from, and the way of sampling at the size that it has."""
     noise_NChw = read_noise(url)
     if len(noise_NChw) not in (1, images):
@@ -99,7 +103,7 @@ def _begun(found: Painter, url: str, images: int, how: Sampling) -> tuple[Given,
     if how.size and how.size != (width, height):
         raise RecipeError(f"{url} is for {width}x{height} pixels; leave --size.")
     how = how.model_copy(update={"size": (width, height)})
-    return Given(noise_NChw.expand(images, -1, -1, -1)), how
+    return replace(given, start_NChw=noise_NChw.expand(images, -1, -1, -1)), how
 
 
 def invert_pictures(

@@ -1,13 +1,17 @@
 """Verbs of denoisers that `__main__` puts beside the others: `sample` and `invert`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..data.verbs import Json, show
 from ..errors import RecipeError
 from .options import RunArg, Runs, WeightsOpt, pixels
+
+if TYPE_CHECKING:
+    from ..pretrain.diffusion.generate import Given
+    from .draw import Led
 
 Prompts = Annotated[
     list[str] | None, typer.Option(help="What to draw; several are drawn together.")
@@ -42,6 +46,10 @@ JudgeScale = Annotated[float, typer.Option(help="s of the lecture's Algorithm 1.
 Class = Annotated[
     list[str] | None, typer.Option("--class", help="For each prompt; by default the prompt.")
 ]
+Original = Annotated[
+    str | None, typer.Option(help="WxH that it is drawn as cut from, of models with `placed`.")
+]
+Crop = Annotated[str, typer.Option(help="LEFT,TOP pixels cut off, of such models.")]
 Refine = Annotated[
     int, typer.Option(min=0, help="Ask each step so often again: nearer to the exact inverse.")
 ]
@@ -70,6 +78,8 @@ def sample(
     classifier: Judge = None,
     classifier_scale: JudgeScale = 1.0,
     class_: Class = None,
+    original_size: Original = None,
+    crop: Crop = "0,0",
     json_: Json = False,
 ) -> None:
     """Draw images from a diffusion run: PNG files and a grid, a row for each prompt.
@@ -92,19 +102,17 @@ def sample(
     """  # noqa: E501
     from ..config import parse
     from ..pretrain.diffusion.sampling import Sampling
-    from .draw import Led, draw
+    from .draw import draw
 
-    if class_ and not classifier:
-        raise RecipeError("--class is what a classifier leads to: name its run with --classifier.")
-    led = Led(classifier, classifier_scale, tuple(class_ or ())) if classifier else None
     guidance_scale = guidance_scale if prompt else 1.0  # the empty text, away from itself
     values = {"steps": steps, "guidance_scale": guidance_scale, "sampler": sampler, "eta": eta}
     values |= {"seed": seed, "negative": negative, "spacing": spacing, "threshold": threshold}
     values |= {"size": pixels(size) if size else None}
     how = parse(Sampling, values, source="sample")
+    led, given = _led(classifier, classifier_scale, class_ or []), _given(original_size, crop)
     facts, folder = draw(
         run, runs, prompt or [], n, how, out=out, weights=weights, step=step,
-        controls=control or [], as_is=as_is, latents=latents, led=led,
+        controls=control or [], as_is=as_is, latents=latents, led=led, given=given,
     )  # fmt: skip
     show(facts, json_, title=folder)
 
@@ -148,3 +156,20 @@ def invert(
         run, runs, image, prompt or [""], how, refine=refine, out=out, weights=weights, step=step
     )
     show(facts, json_, title=folder)
+
+
+def _led(classifier: str | None, scale: float, classes: list[str]) -> "Led | None":
+    from .draw import Led
+
+    if classes and not classifier:
+        raise RecipeError("--class is what a classifier leads to: name its run with --classifier.")
+    return Led(classifier, scale, tuple(classes)) if classifier else None
+
+
+def _given(original: str | None, crop: str) -> "Given":
+    from ..pretrain.diffusion.generate import Given
+
+    left, _, top = crop.partition(",")
+    if not (left.isdigit() and top.isdigit()):
+        raise RecipeError(f"--crop {crop!r} is not LEFT,TOP in pixels. Write --crop 0,128.")
+    return Given(original=pixels(original) if original else None, crop=(int(left), int(top)))

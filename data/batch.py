@@ -46,6 +46,10 @@ class Batch:
     hints: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Pictures beside the picture, (B, C, H, W) uint8 by name, cut and flipped like it; zeros for
     rows that were left out."""
+    placed_B6: Tensor | None = None
+    """float32, where each row was cut from, in pixels: height and width of the whole picture, what
+    was cut off above and at the left, height and width of the row; zeros for rows that were left
+    out. None where the recipe does not ask."""
 
     step: int | None = None
     """The step that it trains, counted from 0; None for one that trains nothing."""
@@ -87,6 +91,7 @@ class Batch:
             hole_B=None if self.hole_B is None else move(self.hole_B),
             source_B=None if self.source_B is None else move(self.source_B),
             weight_B=None if self.weight_B is None else move(self.weight_B),
+            placed_B6=None if self.placed_B6 is None else move(self.placed_B6),
             arrays={name: move(array) for name, array in self.arrays.items()},
             hints={name: move(hint) for name, hint in self.hints.items()},
         )
@@ -100,6 +105,7 @@ def joined(parts: Sequence[Batch]) -> Batch:
     """
     if not parts:
         raise DataError("No sample is left: all were left out, or the dataset is empty.")
+    placed = [part.placed_B6 for part in parts if part.placed_B6 is not None]
     holes = [torch.zeros(p.rows, dtype=torch.bool) if p.hole_B is None else p.hole_B for p in parts]
     return Batch(
         keys=tuple(key for part in parts for key in part.keys),
@@ -109,6 +115,7 @@ def joined(parts: Sequence[Batch]) -> Batch:
         real_BL=torch.cat([part.real_BL for part in parts]),
         fields=tuple(field for part in parts for field in part.fields),
         hole_B=torch.cat(holes),
+        placed_B6=torch.cat(placed) if placed else None,
         arrays={n: torch.cat([part.arrays[n] for part in parts]) for n in parts[0].arrays},
         hints={n: torch.cat([part.hints[n] for part in parts]) for n in parts[0].hints},
     )

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from . import fetch, storage
-from .index import LineCache
+from .index import Entry, LineCache
 from .plan import Plan, Ref
 from .records import Record
 
@@ -104,9 +104,13 @@ class Blocks:
         data = self._span(ref.source, ref.shard, first, last, strict=True)
         return self._cut(ref, self.record(ref), first, data)
 
-    def record(self, ref: Ref) -> Record:
+    def entry(self, ref: Ref) -> Entry:
         """What the index says of a visit's sample."""
-        return self.lines[ref.source].of(ref.shard).entry(ref.position).record
+        return self.lines[ref.source].of(ref.shard).entry(ref.position)
+
+    def record(self, ref: Ref) -> Record:
+        """Where the members of a visit's sample are."""
+        return self.entry(ref).record
 
     def forget(self, refs: Sequence[Ref]) -> None:
         """Drops the blocks of windows that no step after the one with `refs` will ask for."""

@@ -27,7 +27,7 @@ from .join import Joined, stacked
 from .plan import Plan, Ref
 from .room import ROOM
 from .tokens import Text
-from .transforms import Frame, Pixels, frame
+from .transforms import Frame, Pixels, Placed, frame, placing, told
 from .walk import Walk
 
 
@@ -49,6 +49,8 @@ class Recipe:
     first N are taken."""
     hints: Mapping[str, Wanted] = field(default_factory=dict[str, Wanted])
     """Pictures beside the picture, by name."""
+    placed: bool = False
+    """Whether the model is told the size of a picture and where it was cut."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Row:
     cached: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """Of the caches that are joined."""
     source: int = 0
+    placed: tuple[float, ...] | None = None
+    """See `Batch.placed_B6`."""
 
 
 class Loader:
@@ -173,7 +177,8 @@ class Loader:
             _require(found, self.recipe, f"{raw.shard}: {key}")
             arrays = _arrays(found, self.recipe, f"{raw.shard}: {key}")
             cached = self.joined.row(blocks, ref, raw.record) if self.joined else {}
-            hints = self._put_image(blocks, ref, found, wanted, draw, image_CHW)
+            placed = self._put_image(blocks, ref, found, wanted, draw, image_CHW)
+            hints = self.hints.of(blocks, ref, found, wanted, placed) if placed else {}
         except ShardError as fault:
             self.holes.admit(ref, key, raw.record.span()[0], fault)
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
@@ -188,6 +193,7 @@ class Loader:
             hints=hints,
             cached=cached,
             source=ref.source,
+            placed=told(placed, wanted) if placed and self.recipe.placed else None,
         )
 
     def _put_image(
@@ -198,13 +204,18 @@ class Loader:
         wanted: Frame,
         draw: int,
         image_CHW: Tensor,
-    ) -> dict[str, np.ndarray]:
-        """Writes the picture, white where there is none; returns the pictures beside it."""
+    ) -> Placed | None:
+        """Writes the picture, white where there is none; returns where it was cut.
+
+        One that a cache stands for is cut there, too, since the cache's was.
+        """
         if found["image"] is None:
             image_CHW.numpy().fill(255)  # not by torch, whose threads would fight
-            return {}
-        _, placed = frame(found["image"], wanted, draw, image_CHW, size=found["size"])
-        return self.hints.of(blocks, ref, found, wanted, placed)
+            entry = blocks.entry(ref)
+            if self.joined is None or not self.joined.images or not entry.width:
+                return None
+            return placing((entry.width, entry.height or 1), wanted, draw)
+        return frame(found["image"], wanted, draw, image_CHW, size=found["size"])[1]
 
     def _decoded(self, blocks: Blocks, ref: Ref, raw: Raw, wanted: Frame) -> dict[str, Any]:
         def decoded(raw: Raw) -> dict[str, Any]:
@@ -238,6 +249,7 @@ class Loader:
             fields=tuple(row.fields for row in rows),
             texts=tuple(row.text for row in rows),
             hole_B=torch.tensor(holes) if any(holes) else None,
+            placed_B6=_placed(rows) if self.recipe.placed else None,
             source_B=source_B,
             weight_B=None if self._weight_S is None else self._weight_S[source_B],
             arrays={
@@ -337,6 +349,11 @@ def _stack(rows: Sequence[Row], name: str, shape: tuple[int, int]) -> Tensor:
         if not row.hole:
             table_BNF[place, : len(row.arrays[name])] = torch.from_numpy(row.arrays[name])
     return table_BNF
+
+
+def _placed(rows: Sequence[Row]) -> Tensor:
+    """(B, 6): where each row was cut from; zeros where there is no picture."""
+    return torch.tensor([row.placed or (0.0,) * 6 for row in rows], dtype=torch.float32)
 
 
 def _pictures(rows: Sequence[Row], name: str, shape: tuple[int, ...]) -> Tensor:

@@ -104,6 +104,30 @@ def frame(
     return out, at
 
 
+def placing(size: tuple[int, int], frame: Frame, draw: int) -> Placed:
+    """Where `frame` cuts an image of this size, without its pixels.
+
+    Args:
+        size: (width, height) of the whole image.
+        frame: what is wanted.
+        draw: the sample's `draws.row_key`.
+    """
+    width, height, scale = _scale(size, frame)
+    return Placed(
+        *size,
+        left=_kept(width * scale - frame.width, frame, draw, "crop left"),
+        top=_kept(height * scale - frame.height, frame, draw, "crop top"),
+        flipped=_uniform(draw, "flip") < frame.flip,
+    )
+
+
+def told(placed: Placed, frame: Frame) -> tuple[float, ...]:
+    """What a model is told of a row: `Batch.placed_B6`. Of a mirrored row the crop is mirrored."""
+    across, _ = covered((placed.width, placed.height), frame)
+    left = max(0, across - frame.width - placed.left) if placed.flipped else placed.left
+    return (placed.height, placed.width, placed.top, left, frame.height, frame.width)
+
+
 def cover(pixels: np.ndarray, frame: Frame, *, size: tuple[int, int] | None = None) -> np.ndarray:
     """(3, H, W) uint8: what `frame` with the same arguments cuts its row from."""
     whole = size or (pixels.shape[1], pixels.shape[0])
@@ -112,12 +136,18 @@ def cover(pixels: np.ndarray, frame: Frame, *, size: tuple[int, int] | None = No
 
 def covered(size: tuple[int, int], frame: Frame) -> tuple[int, int]:
     """(width, height) of what `cover` gives of an image of this size, to within a pixel."""
+    width, height, scale = _scale(size, frame)
+    return int(width * scale * (1 + _TINY)), int(height * scale * (1 + _TINY))
+
+
+def _scale(size: tuple[int, int], frame: Frame) -> tuple[int, int, float]:
+    """(width, height) without what makes a hairline of it, and what they are multiplied by."""
     width = min(size[0], max(1, _HAIRLINE * size[1] * frame.width // frame.height))
     height = min(size[1], max(1, _HAIRLINE * size[0] * frame.height // frame.width))
     scale = max(
         frame.width / width, frame.height / height, (frame.resize or 0) / min(width, height)
     )
-    return int(width * scale * (1 + _TINY)), int(height * scale * (1 + _TINY))
+    return width, height, scale
 
 
 def _covering(

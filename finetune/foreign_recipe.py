@@ -20,6 +20,7 @@ _SET = {
     "attention_head_dim": "model.heads",
     "norm_num_groups": "model.groups",
     "num_class_embeds": "model.classes",
+    "resnet_time_scale_shift": "model.norm",
 }
 """Settings of diffusers' U-Net that a recipe decides."""
 _FREE = ("sample_size", "num_attention_heads", "upcast_attention")
@@ -67,6 +68,7 @@ def model_values(found: Foreign, said: Mapping[str, Any]) -> dict[str, Any]:
         "heads": _heads(config),
         "groups": config["norm_num_groups"],
         "width": config["cross_attention_dim"],
+        "norm": "scale_shift" if config.get("resnet_time_scale_shift") == "scale_shift" else "add",
         "attends": [each == "CrossAttnDownBlock2D" for each in config["down_block_types"]],
     }
     stage = said.get("first_stage") or first_stage_values(found, config["in_channels"])

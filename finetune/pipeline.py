@@ -55,6 +55,11 @@ def require(run: Run) -> None:
             f"{run.name} is told classes beside its texts; text-to-image pipelines have none. "
             "Train on captions that name them, without model.classes."
         )
+    if model.placed:
+        raise ExportError(
+            f"{run.name} is told sizes and crops (model.placed); of the pipelines for one text "
+            "encoder none is. Train without it, or draw with `diptych sample`."
+        )
     stage = model.first_stage.kind
     if stage == "vq" and (model.tokens != _LDM_TOKENS or model.first_stage.factor != 8):
         raise ExportError(

@@ -27,6 +27,10 @@ class Denoiser(Staged):
     text_depth: int = Field(default=1, ge=0)
     """Blocks of the text encoder, which is trained too."""
 
+    placed: bool = False
+    """Told the size of each picture, where it was cut and the size of the row, beside a mean of the
+    text states: the micro-conditioning of SDXL (Podell et al. 2024, 2.2). Samples are drawn as of a
+    picture of their own size that nothing was cut from, unless you say otherwise."""
     texts: tuple[FrozenText, ...] = ()
     """Frozen text encoders in place of its own; their states stand end to end."""
 
@@ -56,6 +60,29 @@ def read_context(module: Any, view: View) -> tuple[Tensor, Tensor]:
     if view.contexts:
         return module.context(view.contexts)
     return module.context(module.words(view.tokens_BL), view.real_BL), view.real_BL
+
+
+def told_place(view: View, factor: int) -> Tensor:
+    """(B, 6) of what `Denoiser.placed` is told; where a batch does not say, of whole pictures.
+
+    Args:
+        view: whose latents have `factor` pixels a side of a cell.
+        factor: of the first stage.
+    """
+    if view.batch.placed_B6 is not None:
+        return view.batch.placed_B6
+    image_BCHW = view.image_BCHW
+    height, width = (side * factor for side in image_BCHW.shape[2:])
+    whole = torch.tensor([height, width, 0, 0, height, width], device=image_BCHW.device)
+    return whole.float().expand(len(image_BCHW), -1)
+
+
+def mean_state(context_BLD: Tensor, real_BL: Tensor | None) -> Tensor:
+    """The mean state of each row's real tokens, (B, D); of all where none only fills up."""
+    if real_BL is None:
+        return context_BLD.mean(1)
+    share_BL = real_BL / real_BL.sum(1, keepdim=True)
+    return (context_BLD * share_BL[..., None].to(context_BLD.dtype)).sum(1)
 
 
 def told_classes(view: View, classes: int) -> Tensor | None:

@@ -28,6 +28,8 @@ class Asked(NamedTuple):
     real_BL: Tensor | None
     classes_B: Tensor | None = None
     """Of denoisers that are told classes."""
+    added: Mapping[str, Tensor] | None = None
+    """Pooled text and place of denoisers with `placed`, as diffusers' `added_cond_kwargs`."""
 
 
 @dataclass(frozen=True, kw_only=True)

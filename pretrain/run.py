@@ -293,6 +293,7 @@ class Run(Record):
             pixels=self.data.pixels,
             arrays=self._arrays(),
             hints=self._wanted(),
+            placed=isinstance(self.model, Denoiser) and self.model.placed,
         )
 
     @property
@@ -352,6 +353,7 @@ class Run(Record):
         if "image" in cache.spec.reads:
             square = (self.model.image_size, self.model.image_size)
             expect["sizes"] = self.data.buckets.sizes or (square,)
+            self._require_hints(url)
             if self.data.pixels.model_copy(update={"exact": False}) != Pixels():
                 raise RecipeError(
                     "a cache of images has them cropped at the middle and not flipped: leave "
@@ -361,6 +363,16 @@ class Run(Record):
             expect["text"] = self.data.text
         require_same(url, cache.note, expect)
         return cache
+
+    def _require_hints(self, url: str) -> None:
+        """Refuses hints that would be drawn of pictures which a cache stands for."""
+        if self.control and self.control.hint.kind not in self.data.hints:
+            kind = self.control.hint.kind
+            raise RecipeError(
+                f"{url} stands for the pictures, of which the hint {kind!r} would be drawn. Make a "
+                f"cache of it, too (diptych data precompute DATA --encoder {kind} --size "
+                f"{self.model.image_size} --out FOLDER), and say --set data.hints.{kind}=FOLDER."
+            )
 
     @property
     def rows_multiple(self) -> int:

@@ -33,6 +33,11 @@ _FILE = "model.safetensors"
 def require(run: Run) -> None:
     """Raises ExportError where the original layout has no place for such a model."""
     pipes.require(run)
+    if isinstance(run.model, Unet) and run.model.norm != "add":
+        raise ExportError(
+            f"{run.name} has model.norm={run.model.norm}; Stable Diffusion's layout has 'add'. "
+            "Export to diffusers instead."
+        )
     stage = run.model.first_stage.kind if isinstance(run.model, Unet) else None
     if stage != "autoencoder":
         raise ExportError(

@@ -40,6 +40,12 @@ def require(run: Run) -> None:
         raise ExportError(
             f"{run.name} is of kind {run.model.kind!r}; --to onnx takes a denoiser of kind 'unet'."
         )
+    if run.model.classes or run.model.placed:
+        what = "classes" if run.model.classes else "placed"
+        raise ExportError(
+            f"{run.name} is told more than time and text (model.{what}), for which the ONNX graph "
+            "has no input. Train without it."
+        )
     if run.model.text != "clip":
         raise ExportError(
             f"{run.name} masks what fills up its texts, and torch cannot export that mask of "

@@ -53,6 +53,8 @@ class ControlNet(Control):
         if self.copy_base:
             for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
                 getattr(module, name).load_state_dict(getattr(unet, name).state_dict())
+            if getattr(module, "add_embedding", None) is not None:
+                module.add_embedding.load_state_dict(unet.add_embedding.state_dict())
 
     def look(self, module: Any, hint_BCHW: Tensor, asked: Asked) -> Residuals:
         down, middle = module(
@@ -61,6 +63,7 @@ class ControlNet(Control):
             encoder_hidden_states=asked.context_BLD,
             controlnet_cond=hint_BCHW,
             class_labels=asked.classes_B,
+            added_cond_kwargs=asked.added,
             return_dict=False,
         )
         return Residuals(list(down), middle)

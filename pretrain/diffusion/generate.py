@@ -34,6 +34,11 @@ class Given:
     """Scaled latents of noise to begin from, instead of those of the seed."""
     pull: Callable[[int, int], Pull] | None = None
     """(first, last) -> what these images are pulled by: a classifier's gradient."""
+    original: tuple[int, int] | None = None
+    """(width, height) of the pictures that these are drawn as if cut from, in pixels; for models
+    with `placed`, which small ones teach to blur. Their own size by default."""
+    crop: tuple[int, int] = (0, 0)
+    """(left, top) of the cut."""
 
 
 NOTHING = Given()
@@ -113,7 +118,7 @@ def latents(
         task.eval()
         try:
             with torch.no_grad():
-                ask = asked(task, text, some, keys_B, how, change)
+                ask = asked(task, text, some, keys_B, how, _placing(task, how, given, change))
                 found = _drawn(task, ask, keys_B, shape, how, given, at, told)
         finally:
             task.train(training)
@@ -219,6 +224,26 @@ def _require_start(start_NChw: Tensor | None, shape: tuple[int, ...]) -> None:
             f"latents of shape {tuple(start_NChw.shape)} to begin from; these images are drawn "
             f"from {shape}. They were made by another model, or for another size or number."
         )
+
+
+def _placing(task: Task, how: Sampling, given: Given, change: Change) -> Change:
+    """The change, and before it the numbers that a model with `placed` is told."""
+    if given.original is None and given.crop == (0, 0):
+        return change
+    if not denoiser(task).placed:
+        raise RecipeError(
+            "this model is not told sizes and crops; leave original size and crop, or train one "
+            "with model.placed=true."
+        )
+    height, width = cells(task, how, 1)
+    whole, (left, top) = given.original or (width, height), given.crop
+
+    def changed(view: View) -> View:
+        numbers = torch.tensor([whole[1], whole[0], top, left, height, width], dtype=torch.float32)
+        placed_B6 = numbers.to(task.anchor.device).expand(view.batch.rows, -1)
+        return change(replace(view, batch=replace(view.batch, placed_B6=placed_B6)))
+
+    return changed
 
 
 def cells(task: Task, how: Sampling, factor: int) -> tuple[int, int]:

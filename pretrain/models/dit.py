@@ -10,10 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..denoiser import Denoiser, read_context, told_classes
+from ..denoiser import Denoiser, mean_state, read_context, told_classes, told_place
 from ..diffusion.context import Attention, TextContext, waves
 from ..layers import run_layer
 from ..objective import Denoised, View, Words
+
+_PLACE = 128
+"""Waves of each number that says where a row was cut from."""
 
 
 class Dit(Denoiser):
@@ -55,6 +58,8 @@ class DiffusionTransformer(nn.Module):
         self.enter = nn.Linear(values, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes, self.recompute = len(spec.classes), False
+        self.factor = spec.first_stage.factor
+        self.place = nn.Linear(6 * _PLACE, width) if spec.placed else None
         self.kinds = nn.Embedding(self.classes + 1, width) if spec.classes else None
         self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -73,7 +78,11 @@ class DiffusionTransformer(nn.Module):
         values_BPV = F.unfold(image_BCHW, self.patch, stride=self.patch).transpose(1, 2)
         x_BPD = self.enter(values_BPV) + self._places(rows, columns, values_BPV)
         steer_BD = self.time(waves(time_B, x_BPD.shape[2]).to(x_BPD.dtype))
-        steer_BD = steer_BD + _mean(context_BLD, real_BL)
+        steer_BD = steer_BD + mean_state(context_BLD, real_BL)
+        if self.place is not None:
+            numbers_B6 = told_place(view, self.factor)
+            waves_BV = waves(numbers_B6.flatten(), _PLACE).view(len(x_BPD), -1)
+            steer_BD = steer_BD + self.place(waves_BV.to(x_BPD.dtype))
         if self.kinds is not None:
             steer_BD = steer_BD + self.kinds(told_classes(view, self.classes))
         for block in self.blocks:
@@ -119,9 +128,3 @@ class Block(nn.Module):
         x_BPD = x_BPD + self.read(self.norm_text(x_BPD), context_BLD, real_BL)
         normed = self.norm_think(x_BPD) * (1 + scale_think) + shift_think
         return x_BPD + gate_think * self.think(normed)
-
-
-def _mean(context_BLD: Tensor, real_BL: Tensor) -> Tensor:
-    """The mean state of each row's real tokens, (B, D)."""
-    share_BL = real_BL / real_BL.sum(1, keepdim=True)
-    return (context_BLD * share_BL[..., None].to(context_BLD.dtype)).sum(1)

@@ -9,12 +9,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ..denoiser import Denoiser, read_context, told_classes
+from ..denoiser import Denoiser, mean_state, read_context, told_classes, told_place
 from ..diffusion.context import ClipContext, TextContext
 from ..objective import Asked, Denoised, View, Words
 
 _DOWN = {True: "CrossAttnDownBlock2D", False: "DownBlock2D"}
 _UP = {True: "CrossAttnUpBlock2D", False: "UpBlock2D"}
+_PLACE = 256
+"""Waves of each number that says where a row was cut from."""
 
 
 class Unet(Denoiser):
@@ -33,6 +35,9 @@ class Unet(Denoiser):
     padding too, as Stable Diffusion does: what pipelines of diffusers can hold."""
     attends: tuple[bool, ...] | None = None
     """Which levels attend; by default all but the first. Stable Diffusion: all but the last."""
+    norm: Literal["add", "scale_shift"] = "add"
+    """How time, class and place steer its blocks: added, as in Stable Diffusion, or as scale and
+    shift of the group norms (adaptive group norm, Dhariwal and Nichol 2021)."""
 
     @property
     def cell(self) -> int:
@@ -63,6 +68,15 @@ class Unet(Denoiser):
         return ConditionalUnet(self, words.size)
 
 
+def _place(width: int) -> dict[str, Any]:
+    """Settings of diffusers' U-Net for six numbers and a pooled text of this width: SDXL's."""
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": _PLACE,
+        "projection_class_embeddings_input_dim": width + 6 * _PLACE,
+    }
+
+
 class ConditionalUnet(nn.Module):
     """view -> Denoised. Images of any size that can be halved at every level."""
 
@@ -71,6 +85,7 @@ class ConditionalUnet(nn.Module):
 
         super().__init__()
         self.classes, self.recompute = len(spec.classes), False
+        self.placed, self.factor = spec.placed, spec.first_stage.factor
         if spec.texts:
             self.context: nn.Module = spec.frozen_context()
         elif spec.text == "clip":
@@ -94,6 +109,8 @@ class ConditionalUnet(nn.Module):
             attention_head_dim=spec.heads,  # diffusers means the number of heads
             norm_num_groups=spec.groups,
             num_class_embeds=len(spec.classes) + 1 if spec.classes else None,
+            resnet_time_scale_shift="default" if spec.norm == "add" else spec.norm,
+            **(_place(spec.width) if spec.placed else {}),
         )
         self.unet = made
 
@@ -108,13 +125,18 @@ class ConditionalUnet(nn.Module):
         else:
             context_BLD, real_BL = read_context(self, view)
         classes_B = told_classes(view, self.classes)
-        asked = Asked(image_BCHW, time_B, context_BLD, real_BL, classes_B)
+        added = None
+        if self.placed:  # diffusers puts the numbers in waves and the pooled text beside them
+            pooled_BD = mean_state(context_BLD, real_BL)
+            added = {"text_embeds": pooled_BD, "time_ids": told_place(view, self.factor)}
+        asked = Asked(image_BCHW, time_B, context_BLD, real_BL, classes_B, added)
         said = self.unet(
             image_BCHW,
             time_B,
             encoder_hidden_states=context_BLD,
             encoder_attention_mask=real_BL,
             class_labels=classes_B,
+            added_cond_kwargs=added,
             **(view.steer(asked) if view.steer else {}),
         )
         return Denoised(view, said.sample)
