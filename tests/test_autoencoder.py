@@ -123,13 +123,13 @@ def test_it_learns_to_say_images_again(kind: str, text: Text, rows: Rows) -> Non
     image = torch.nn.functional.interpolate(torch.rand(8, 3, 2, 2), 16, mode="bilinear") * 255
     batch = replace(rows(8), image_BCHW=image.to(torch.uint8))
     first = evaluate(task, [batch])
-    for step in range(40):
+    for step in range(100):  # half way, some codes are still unused
         optimiser.zero_grad()
         task(replace(batch, step=step)).total.backward()
         optimiser.step()
     last = evaluate(task, [batch])
-    assert last["reconstruct.error"] < 0.6 * first["reconstruct.error"]
-    assert last["reconstruct.psnr"] > first["reconstruct.psnr"] + 3
+    assert last["reconstruct.error"] < 0.4 * first["reconstruct.error"]
+    assert last["reconstruct.psnr"] > first["reconstruct.psnr"] + 6
 
 
 def test_ranks_and_stages_learn_the_same(tmp_path: Path) -> None:
