@@ -24,7 +24,7 @@ from . import code, line
 from .launch import cluster
 from .shapes import Shape
 from .signals import asked_to_stop
-from .track import STOP
+from .status import STOP
 from .train import run_on
 
 

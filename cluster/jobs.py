@@ -7,20 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
 from ..data import storage
 from ..errors import ClusterError, RunError
-from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
-from ..pretrain.settle import settled
 from . import line
 from .node import state
 from .shapes import Shape
-from .track import STOP
-from .train import busy, prepare
+from .status import STOP, busy
+
+if TYPE_CHECKING:  # torch takes seconds
+    from ..pretrain.run import Run
 
 _GRACE_S = 60.0
 _BEGIN_S = 240.0
@@ -72,7 +72,7 @@ def find(run: str, root: str) -> RunDir:
     )
 
 
-def submit(run: Run, shape: Shape, url: str) -> tuple[RunDir, int]:
+def submit(run: "Run", shape: Shape, url: str) -> tuple[RunDir, int]:
     """Starts a driver of its own on this machine, in the background, with Ray to itself.
 
     Returns (the run's folder, the driver's process id).
@@ -80,6 +80,9 @@ def submit(run: Run, shape: Shape, url: str) -> tuple[RunDir, int]:
     Raises:
         DiptychError: what is wrong with the run, or why it ended at once.
     """
+    from ..pretrain.settle import settled
+    from .train import prepare
+
     place, _ = prepare(settled(run), shape, url)
     output = state() / f"{place.name}-{int(time.time())}.log"
     with open(output, "wb") as file:

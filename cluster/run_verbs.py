@@ -1,16 +1,18 @@
 """Verbs of a run: train, submit, resume, jobs, logs, stop."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..data.verbs import Json
-from ..pretrain.run import Run
 from . import options as opt
-from .shapes import Shape
+
+if TYPE_CHECKING:  # torch takes seconds
+    from ..pretrain.run import Run
+    from .shapes import Shape
 
 console = Console(stderr=False)
 Ray = Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")]
@@ -177,7 +179,7 @@ def stop(
 
 def _chosen(
     recipe: str, settings: list[str] | None, start: str | None, run: str | None, runs: str
-) -> tuple[Run, str]:
+) -> tuple["Run", str]:
     """The recipe, and the URL of its run."""
     from ..data import storage
     from ..finetune.recipes import find
@@ -190,7 +192,7 @@ def _chosen(
     return chosen, url
 
 
-def _train(run: Run, shape: Shape, url: str, ray: str | None) -> None:
+def _train(run: "Run", shape: "Shape", url: str, ray: str | None) -> None:
     from . import train as training
 
     place = training.train(run, shape, url, console=console, address=ray)
@@ -198,7 +200,7 @@ def _train(run: Run, shape: Shape, url: str, ray: str | None) -> None:
 
 
 def _submit(
-    run: Run, shape: Shape, url: str, cluster: str, *, priority: int, insecure: bool
+    run: "Run", shape: "Shape", url: str, cluster: str, *, priority: int, insecure: bool
 ) -> None:
     if cluster == "local":
         from . import jobs as work

@@ -1,13 +1,15 @@
 """The machines of a run: how many workers, with what, at which ZeRO stage. It names no method."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ..config import Record, from_yaml, override, parse, unknown
 from ..data import storage
 from ..errors import RecipeError
-from ..pretrain.run import Run
+
+if TYPE_CHECKING:  # torch takes seconds
+    from ..pretrain.run import Run
 
 
 class Shape(Record):
@@ -59,7 +61,7 @@ class Shape(Record):
             raise ValueError("nvme names the folder of offload_weights 'nvme': set both or neither")
         return self
 
-    def sizes(self, run: Run) -> "list[Shape]":
+    def sizes(self, run: "Run") -> "list[Shape]":
         """This shape with every number of workers that the run may go on with, most first.
 
         A forward pass never has more rows than with all workers, so that it fits the memory.
@@ -76,7 +78,7 @@ class Shape(Record):
                 found.append(self.model_copy(update={"workers": workers, "micro_batch": fit[-1]}))
         return found
 
-    def micro_rows(self, run: Run) -> int:
+    def micro_rows(self, run: "Run") -> int:
         """Rows of one forward pass on one worker.
 
         Raises:
@@ -122,7 +124,7 @@ def find_shape(text: str, settings: list[str]) -> Shape:
     return parse(Shape, override(values, settings), source=f"shape {text}")
 
 
-def deepspeed_config(run: Run, shape: Shape) -> dict[str, Any]:
+def deepspeed_config(run: "Run", shape: Shape) -> dict[str, Any]:
     """What DeepSpeed is told: a pure function of recipe and shape."""
     micro = shape.micro_rows(run)
     return {

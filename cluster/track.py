@@ -23,12 +23,11 @@ from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from . import journal, ledger
 from .job import Event, Place
+from .status import STOP
 
 _KEEP_LINES = 1000
 _BEAT_S = 10.0
 _LOOK_S = 1.0
-STOP = "stop.json"
-"""`diptych stop` leaves this in the folder of a run that another machine drives."""
 
 
 class Tracker:

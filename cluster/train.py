@@ -1,11 +1,8 @@
 """`train`: a recipe on a shape, begun or continued, from the first check to the last checkpoint."""
 
 import platform
-import socket
 import time
-from typing import Any
 
-import psutil
 from rich.console import Console
 
 from .. import __version__
@@ -20,12 +17,9 @@ from ..pretrain.settle import settled
 from .launch import Drive, cluster
 from .shapes import Shape
 from .signals import asked_to_stop
-from .track import STOP, Tracker
+from .status import STOP, busy
+from .track import Tracker
 from .worker import open_plan
-
-_SILENT_S = 60.0
-_FETCH_S = 600.0
-"""A cluster may need as long to make a job's environment."""
 
 
 def prepare(run: Run, shape: Shape, url: str) -> tuple[RunDir, str]:
@@ -145,15 +139,3 @@ def _require_free(place: RunDir) -> None:
         raise RunError(
             f"{place.url} is {who} {status['host']}. `diptych stop {place.url}` ends it."
         )
-
-
-def busy(status: dict[str, Any]) -> bool:
-    """Whether a run's status belongs to a driver that lives, or is about to."""
-    state = status.get("state")
-    if state == "submitted":
-        return time.time() - status["beat"] < _FETCH_S
-    if state not in ("running", "waiting"):
-        return False
-    if status["host"] == socket.gethostname():
-        return psutil.pid_exists(status["pid"])
-    return time.time() - status["beat"] < _SILENT_S

@@ -15,12 +15,14 @@ checkpoints/     see checkpoint.py
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..config import Kinds, digest, from_yaml, to_yaml
 from ..data import storage
 from ..errors import RunError
-from .run import Run, parse_run
+
+if TYPE_CHECKING:  # torch takes seconds
+    from .run import Run
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunDir:
         """Its last part."""
         return storage.name(self.url)
 
-    def create(self, run: Run, facts: Mapping[str, Any]) -> bool:
+    def create(self, run: "Run", facts: Mapping[str, Any]) -> bool:
         """Writes the recipe, or finds the same one there; returns whether it was new.
 
         Raises:
@@ -59,12 +61,14 @@ class RunDir:
         self.put("run.json", facts)
         return True
 
-    def recipe(self, kinds: Kinds) -> Run:
+    def recipe(self, kinds: Kinds) -> "Run":
         """The recipe that the folder holds.
 
         Raises:
             RunError: it holds none.
         """
+        from .run import parse_run
+
         if not storage.exists(self.at("recipe.yaml")):
             raise RunError(f"{self.url} is not a run. `diptych jobs` lists the runs there are.")
         text = storage.read(self.at("recipe.yaml"))

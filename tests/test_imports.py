@@ -48,6 +48,12 @@ def test_a_command_imports_no_deepspeed_and_a_rank_no_ray() -> None:
     assert "ray" not in rank
 
 
+def test_a_command_that_trains_nothing_imports_no_torch() -> None:
+    """`--help`, `jobs`, `logs` and `data index` answer while torch would still be imported."""
+    _, names = imported("diptych.__main__", "diptych.cluster.jobs", "diptych.data.index")
+    assert "torch" not in names
+
+
 def test_data_imports_quickly() -> None:
     """CPU time, the best of three, so that a busy machine does not decide."""
     bare = min(imported("torch")[0] for _ in range(3))

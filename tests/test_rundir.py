@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from diptych.cluster.shapes import Shape
-from diptych.cluster.track import STOP
-from diptych.cluster.train import busy, prepare
+from diptych.cluster.status import STOP, busy
+from diptych.cluster.train import prepare
 from diptych.config import digest, plain
 from diptych.data import storage, tokens
 from diptych.data.index import Manifest
