@@ -18,7 +18,7 @@ Runs = Annotated[str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder
 Base = Annotated[str, typer.Option(help="A finished text-to-image run: its name or URL.")]
 Features = Annotated[
     str | None,
-    typer.Option(help="KIND=WEIGHTS of an encoder to measure likeness in; the base's own latents."),
+    typer.Option(help="KIND=WEIGHTS of an encoder to measure likeness in, or run=CLASSIFIER; by default latents."),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Of the recipe: optim.lr=1e-4.")]
 ShapeOpt = Annotated[str, typer.Option(help="A named shape (one, pair, gpu) or a YAML file.")]
@@ -122,6 +122,7 @@ def _dreambooth(
 ) -> dict[str, Any]:
     """Makes ready, trains under watch, tells; returns facts to show."""
     from ..finetune.dreambooth.story import ready, tell
+    from ..finetune.features import open_features
     from ..finetune.sample import painter
     from .jobs import find
 
@@ -131,7 +132,7 @@ def _dreambooth(
         source,
         place,
         wish,
-        _encoder(features, found).open(),
+        open_features(features, found),
         how=how,
         only=only,
         settings=settings or [],
@@ -223,19 +224,6 @@ def _place(run: str, runs: str) -> Any:
     from ..pretrain.rundir import RunDir
 
     return RunDir(storage.absolute(run if "/" in run else f"{runs.rstrip('/')}/{run}"))
-
-
-def _encoder(features: str | None, base: Any) -> Any:
-    """The encoder that is named, or that of the base's first stage."""
-    from ..config import kinds
-    from ..pretrain import encoders
-    from ..pretrain.encoder import find_encoder
-
-    if features:
-        kind, *settings = features.split(",")
-        return find_encoder(kind, settings, kinds(encoders))
-    own = base.run.model.first_stage.encoder
-    return own or encoders.Grid()  # of pixels: a network as it is drawn, which tells shapes apart
 
 
 def _train(run: Any, shape: str, url: str, looks: int) -> None:

@@ -20,11 +20,12 @@ from diptych.data.loader import Loader, Recipe
 from diptych.data.pack import Sample, tar
 from diptych.data.plan import Plan, Source
 from diptych.data.tokens import Text
-from diptych.errors import DataError
+from diptych.errors import DataError, RecipeError
 from diptych.finetune.dreambooth import photos, prior
 from diptych.finetune.dreambooth.advice import Look, advise
 from diptych.finetune.dreambooth.recipe import Wishes
-from diptych.finetune.dreambooth.story import ready, tell
+from diptych.finetune.dreambooth.story import ready, tell, unknown_words
+from diptych.finetune.features import features, open_features
 from diptych.finetune.metrics import subject
 from diptych.finetune.metrics.edges import agreement
 from diptych.finetune.metrics.prompts import read_prompts
@@ -32,7 +33,7 @@ from diptych.finetune.parts import KINDS
 from diptych.finetune.sample import Painter, painter
 from diptych.pretrain.diffusion.rows import squared_error
 from diptych.pretrain.diffusion.sampling import Sampling
-from diptych.pretrain.encoders import Palette
+from diptych.pretrain.encoders import Grid, Palette
 from diptych.pretrain.run import Run, parse_run
 from diptych.pretrain.rundir import RunDir
 from diptych.pretrain.task import Task
@@ -172,9 +173,43 @@ def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no pictures"):
         photos.packed(str(tmp_path / "empty"), str(tmp_path / "out"), "x")
     picture(tmp_path / "bad" / "a.png", 3)
-    (tmp_path / "bad" / "b.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="1 of 2 inputs cannot be packed"):
+    with pytest.raises(DataError, match=r"one picture, a\.png"):
         photos.packed(str(tmp_path / "bad"), str(tmp_path / "out"), "x")
+    (tmp_path / "bad" / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "bad" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"IMG_1\.HEIC \(not a JPEG.*b\.jpg \(not a JPEG") as told:
+        photos.packed(str(tmp_path / "bad"), str(tmp_path / "out"), "x")
+    assert "max-skipped" not in str(told.value), "no option of this verb"
+    for number in range(6):
+        (tmp_path / "bad" / f"{number}.heic").write_bytes(b"")
+    with pytest.raises(DataError, match=r"8 files cannot .*and 3 more in .*skipped\.jsonl"):
+        photos.packed(str(tmp_path / "bad"), str(tmp_path / "out"), "x")
+
+
+def test_whatever_a_folder_holds(tmp_path: Path, text: Text) -> None:
+    """Turned, gray, CMYK, transparent, tiny, upper case and other alphabets: all become rows."""
+    home = tmp_path / "mixed"
+    for name in ("a.png", "B.JPG", "Hündchen 日本.jpeg", "c.WebP", "IMG.2024.01.jpg"):
+        picture(home / name, 90)
+    with Image.open(home / "a.png") as opened:
+        image = opened.convert("RGB")
+    for mode, name in (("L", "g.png"), ("RGBA", "t.png"), ("P", "p.png"), ("CMYK", "k.jpg")):
+        image.convert(mode).save(home / name)
+    Image.new("RGB", (1, 1)).save(home / "tiny.png")
+    marked = Image.new("RGB", (30, 20))
+    marked.paste((255, 255, 255), (0, 0, 15, 20))  # white on the left as it lies in the file
+    turned = marked.getexif()
+    turned[0x0112] = 6  # to be turned to the right: white on top
+    marked.save(home / "turned.jpg", exif=turned, quality=95)
+    (home / ".DS_Store").write_bytes(b"x")
+    (home / "notes.txt").write_text("of no picture")
+    found = photos.packed(str(home), str(tmp_path / "out"), "a sks thing")
+    assert found.samples == 11
+    recipe = Recipe(text="txt", image_size=16, seed=0)
+    ((_, batch),) = list(Loader(Plan(found, 0, 11, shuffle=False), text, recipe, stop=1))
+    rows = dict(zip(batch.keys, batch.image_BCHW.float(), strict=True))
+    (upright,) = [image for key, image in rows.items() if "turned" in key]
+    assert upright[:, :5].mean() > 220 and upright[:, -5:].mean() < 35
 
 
 def test_subjects_are_taken_out_of_tars(tmp_path: Path, samples: Samples) -> None:
@@ -311,9 +346,36 @@ def test_wishes_that_cannot_be_are_refused() -> None:
     )
 
 
-def test_features_of_pictures(base: Painter) -> None:
-    from diptych.finetune.features import features
-    from diptych.pretrain.encoders import Grid
+def test_words_that_the_base_does_not_know_are_said(text: Text) -> None:
+    known = max((w for w in text.tokenizer.get_vocab() if w.isalnum()), key=len)
+    assert unknown_words(text, known) == []
+    assert unknown_words(text, f"{known} 字 {known}{known}") == ["字", 2 * known]
 
+
+def test_features_of_pictures(base: Painter) -> None:
     images: Tensor = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     assert features(Grid().open(), images).shape == (3, 512)
+
+
+def test_a_finished_classifier_is_an_encoder_of_likeness(
+    base: Painter, text: Text, keep: Callable[..., RunDir], rows: Callable[..., Batch]
+) -> None:
+    """Its features are what its last layer tells classes by; of clean images, whatever the rest."""
+    spec = {"kind": "noisy_classifier", "image_size": 16, "channels": [8, 8], "heads": 2}
+    run = settings(
+        name="judge",
+        model=spec | {"groups": 4, "tokens": 12, "classes": ["red", "blue"]},
+        objectives=[{"kind": "noised_class"}],
+    )
+    task = filled(run, text)
+    place = keep(run, task, text)
+    images: Tensor = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    found = features(open_features(f"run={place.url}", base), images)
+    assert found.shape == (3, 8)
+    with torch.no_grad():
+        shown = replace(rows(3), image_BCHW=images.permute(0, 3, 1, 2), fields=({"cls": 1},) * 3)
+        model: Any = task.eval().model
+        torch.testing.assert_close(model.leave(found), model(task.look(shown)).logits_BC)
+    with pytest.raises(RecipeError, match="Name one of noisy_classifier"):
+        open_features(f"run={base.place.url}", base)
+    assert open_features("palette,cells=2", base).name == "palette"

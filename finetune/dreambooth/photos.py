@@ -18,14 +18,15 @@ from ...config import digest
 from ...data import decode, index, storage
 from ...data.index import Manifest
 from ...data.items import Item, Members, Unreadable
-from ...data.pack import Shape, given, pack_items
+from ...data.pack import SKIPPED, Shape, given, pack_items
 from ...data.pictures import Fit, ready
 from ...data.records import scan
 from ...data.sources.files import Folder
 from ...data.sources.tables import Columns
 from ...errors import DataError
 
-_MOST = 1000
+_LEAST, _MOST = 2, 1000
+_TOLD = 5
 _MASK = re.compile(r"(^|/)masks/|\.mask\.(png|jpe?g|webp)$", re.IGNORECASE)
 _LONGEST = 1024
 
@@ -41,7 +42,8 @@ def packed(source: str, out: str, text: str, *, only: str = "", masks: bool = Fa
         masks: every picture must have a mask; it comes with it.
 
     Raises:
-        DataError: no pictures, far too many, one that is unreadable, or one without its mask.
+        DataError: no pictures, one alone, far too many, one that is unreadable (all are named), or
+            one without its mask.
     """
     items = [_titled(item, text, source, masks) for item in _items(source, only)]
     if not items:
@@ -54,15 +56,39 @@ def packed(source: str, out: str, text: str, *, only: str = "", masks: bool = Fa
             f"{source} has {len(items)} pictures; a subject is learned from 3 to 30. "
             "Name its own folder, or take part of the tars by their keys: --only dog2/."
         )
+    if len(items) < _LEAST:
+        raise DataError(
+            f"{source} has one picture, {items[0].name}; a subject is learned from 3 to 30, and 2 "
+            "are needed to tell how alike its own pictures are. Add more."
+        )
     meaning = {"text": text, "masks": masks, "stamps": digest({i.key: i.stamp for i in items})}
-    found = pack_items(
-        items,
-        storage.join(out, digest(meaning)),
-        Shape(samples=_MOST, skips=0),
-        change=lambda members: _ready(members),
-        meaning=meaning,
-    )
+    place = storage.join(out, digest(meaning))
+    try:
+        found = pack_items(
+            items,
+            place,
+            Shape(samples=_MOST, skips=0),
+            change=lambda members: _ready(members),
+            meaning=meaning,
+        )
+    except DataError as err:
+        raise _named(source, storage.join(place, SKIPPED)) or err from err
     return index.build(found.urls)
+
+
+def _named(source: str, listed: str) -> DataError | None:
+    """What is wrong with which pictures; None where packing failed for another reason."""
+    if not storage.exists(listed):
+        return None
+    rows = [json.loads(line) for line in storage.read(listed).decode().splitlines()]
+    if not rows:
+        return None
+    told = [f"{row['input']} ({row['reason']}: {row['detail']})" for row in rows[:_TOLD]]
+    more = f", and {len(rows) - _TOLD} more in {listed}" if len(rows) > _TOLD else ""
+    return DataError(
+        f"{source}: {len(rows)} files cannot be learned from: {', '.join(told)}{more}. Convert "
+        "them to JPEG, PNG or WebP, mend them, or take them out of the folder."
+    )
 
 
 def _items(source: str, only: str) -> Iterator[Item]:

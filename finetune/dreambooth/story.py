@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ...config import plain, to_yaml
 from ...data import storage
 from ...data.index import Manifest
+from ...data.tokens import Text
 from ...pretrain.diffusion.sampling import Sampling
 from ...pretrain.encoder import Opened
 from ...pretrain.run import Run
@@ -71,6 +72,11 @@ def ready(
     mine = photos.packed(
         source, place.at("photos"), wishes.subject_prompt, only=only, masks=wishes.masks
     )
+    if strange := unknown_words(base.text, wishes.class_prompt):
+        told(
+            f"the base's vocabulary lacks {', '.join(strange)}: pictures of {wishes.class_prompt!r} "
+            "may show anything. Use --class-word and --prompt as its captions speak."
+        )
     theirs = None
     if wishes.prior_loss_weight:
         told(f"{wishes.class_images} pictures of {wishes.class_prompt!r} by {base.place.name}")
@@ -90,6 +96,17 @@ def ready(
         count,
     )
     return Ready(run, watch, wishes, mine, theirs, how)
+
+
+def unknown_words(text: Text, prompt: str) -> list[str]:
+    """Words of a prompt that a tokenizer has only in pieces, or not at all."""
+    found: list[str] = []
+    for word in prompt.split():
+        encoded = text.tokenizer.encode(word, add_special_tokens=False)
+        pieces = [token for token, real in zip(encoded.tokens, encoded.attention_mask, strict=True) if real]
+        if len(pieces) != 1 or pieces == ["[UNK]"]:
+            found.append(word)
+    return found
 
 
 def tell(made: Ready, limit: float = LIMIT) -> tuple[Advice, str]:
