@@ -18,7 +18,7 @@ Runs = Annotated[str, typer.Option("--runs", envvar="DIPTYCH_RUNS", help="Folder
 Base = Annotated[str, typer.Option(help="A finished text-to-image run: its name or URL.")]
 Features = Annotated[
     str | None,
-    typer.Option(help="KIND=WEIGHTS of an encoder to measure likeness in, or run=CLASSIFIER; by default latents."),
+    typer.Option(help="KIND=WEIGHTS of an encoder of likeness, or run=CLASSIFIER; else latents."),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Of the recipe: optim.lr=1e-4.")]
 ShapeOpt = Annotated[str, typer.Option(help="A named shape (one, pair, gpu) or a YAML file.")]

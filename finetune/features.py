@@ -23,7 +23,7 @@ _BATCH = 64
 
 
 def open_features(said: str | None, base: Painter) -> Opened:
-    """The encoder that is named: `KIND=WEIGHTS[,name=value]`, or `run=URL` of a finished classifier.
+    """The encoder that is named: `KIND=WEIGHTS[,name=value]`, or `run=URL` of a classifier.
 
     Unnamed it is that of the base's first stage, or for a base of pixels a network as it is drawn.
 

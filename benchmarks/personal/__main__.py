@@ -40,7 +40,7 @@ def main() -> None:
         steps=given.steps or (400 if control else 60),
         looks=2,
         batch=16 if control else 8,
-        count=24 if control else 8,
+        count=16 if control else 8,
         settings=tuple(given.set),
     )
     until, kept = time.monotonic() + 60 * given.minutes, home / "cells.jsonl"

@@ -1,4 +1,4 @@
-"""Tables of cells, means over subjects and seeds with their ranges; curves and grids beside them."""
+"""Tables of cells, means over subjects and seeds with ranges; curves and grids beside them."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -113,5 +113,3 @@ def _control(cell: Cell, means: Means, place: RunDir) -> dict[str, Any]:
     numbers = train(recipe, place, lambda step: watch.catch_up())
     steering.tell(watch, recipe)
     return {"numbers": numbers}
-
-

@@ -14,13 +14,13 @@ import torch
 from diptych.config import digest
 from diptych.data import tokens
 from diptych.data.loader import Loader
-from diptych.pretrain.slices import put_slices
 from diptych.finetune.start import fresh_task
 from diptych.pretrain import checkpoint
 from diptych.pretrain.charts import open_plan
 from diptych.pretrain.optim import adamw, lr_at
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
+from diptych.pretrain.slices import put_slices
 from diptych.pretrain.task import Task
 
 Look = Callable[[int], object]

@@ -74,8 +74,8 @@ def ready(
     )
     if strange := unknown_words(base.text, wishes.class_prompt):
         told(
-            f"the base's vocabulary lacks {', '.join(strange)}: pictures of {wishes.class_prompt!r} "
-            "may show anything. Use --class-word and --prompt as its captions speak."
+            f"the base's vocabulary lacks {', '.join(strange)}: its {wishes.class_prompt!r} may be "
+            "anything. Use --class-word and --prompt as its captions speak."
         )
     theirs = None
     if wishes.prior_loss_weight:
@@ -103,7 +103,11 @@ def unknown_words(text: Text, prompt: str) -> list[str]:
     found: list[str] = []
     for word in prompt.split():
         encoded = text.tokenizer.encode(word, add_special_tokens=False)
-        pieces = [token for token, real in zip(encoded.tokens, encoded.attention_mask, strict=True) if real]
+        pieces = [
+            token
+            for token, real in zip(encoded.tokens, encoded.attention_mask, strict=True)
+            if real
+        ]
         if len(pieces) != 1 or pieces == ["[UNK]"]:
             found.append(word)
     return found
