@@ -22,7 +22,7 @@ from diptych.pretrain.rundir import RunDir
 from . import cells, report
 from .running import Means, run
 
-_CELLS = {"dreambooth": cells.dreambooth, "rates": cells.rates, "control": cells.controls}
+_CELLS = {"dreambooth": cells.dreambooth, "asides": cells.asides, "control": cells.controls}
 
 
 def main() -> None:

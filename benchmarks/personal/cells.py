@@ -21,7 +21,7 @@ def _lora(rank: int, **other: Any) -> dict[str, Any]:
 
 
 FULL, LORA, TOKENS = 6e-5, 2e-3, 2e-2
-"""Learning rates; see `rates` and docs/LOG.md of 2026-11-26 for what was tried."""
+"""Learning rates; see `asides` and docs/LOG.md of 2026-11-26 for what was tried."""
 METHODS: dict[str, Settings] = {
     "full, prior": {"lr": FULL},
     "full, no prior": {"lr": FULL, "prior_loss_weight": 0.0},
@@ -31,14 +31,15 @@ METHODS: dict[str, Settings] = {
     "lora 1": _lora(1),
     "lora 16": _lora(16),
 }
-RATES: dict[str, Settings] = {
-    "full 6e-5": {"lr": 6e-5},
+ASIDES: dict[str, Settings] = {
+    "full, class plain": {"lr": FULL, "class_guidance": 1.0},
+    "full, captions dropped": {"lr": FULL, "set": ("objectives.0.drop=0.1",)},
+    "full, both": {"lr": FULL, "class_guidance": 1.0, "set": ("objectives.0.drop=0.1",)},
     "full 3e-4": {"lr": 3e-4},
-    "lora 4, 2e-3": {"adapter": {"kind": "lora", "rank": 4}, "lr": 2e-3},
     "lora 4, 8e-3": {"adapter": {"kind": "lora", "rank": 4}, "lr": 8e-3},
-    "tokens 2e-2": {"adapter": {"kind": "tokens"}, "lr": 2e-2},
     "tokens 1e-1": {"adapter": {"kind": "tokens"}, "lr": 1e-1},
 }
+"""How class pictures are drawn, and learning rates; on one subject."""
 CONTROLS: dict[str, Settings] = {
     "controlnet": {"kind": "controlnet"},
     "t2i_adapter": {"kind": "t2i_adapter"},
@@ -75,9 +76,9 @@ def dreambooth() -> Iterator[Cell]:
                 yield from (Cell(method, subject, seed, asked) for method, asked in methods)
 
 
-def rates() -> Iterator[Cell]:
-    """A short look at learning rates, on one subject."""
-    for method, settings in RATES.items():
+def asides() -> Iterator[Cell]:
+    """What the settings of the methods were chosen by, on one subject."""
+    for method, settings in ASIDES.items():
         yield Cell(method, next(iter(SUBJECTS)), 0, settings)
 
 

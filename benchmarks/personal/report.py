@@ -11,7 +11,7 @@ from PIL import Image
 Row = dict[str, Any]
 _MEASURES = {
     "dreambooth": ("similarity", "drift", "diversity"),
-    "rates": ("similarity", "drift", "diversity"),
+    "asides": ("similarity", "drift", "diversity"),
     "control": ("hint", "shuffled", "without"),
 }
 _MAY_BE_SHOWN = {"dreambooth"}

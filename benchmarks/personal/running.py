@@ -70,7 +70,7 @@ def _subject(cell: Cell, means: Means, place: RunDir) -> dict[str, Any]:
         only=f"{cell.subject}/",
         count=means.count,
         cache=str(means.home / "class-pictures"),
-        settings=means.settings,
+        settings=(*means.settings, *cell.settings.get("set", ())),
     )
     made.watch.before()
     numbers = train(made.run, place, made.watch.after)
@@ -81,7 +81,7 @@ def _subject(cell: Cell, means: Means, place: RunDir) -> dict[str, Any]:
 def _wishes(cell: Cell, means: Means, word: str) -> Wishes:
     values = {"class_word": word, "prompt": "{identifier} {word}", "class_images": 32}
     values |= {"steps": means.steps, "looks": means.looks, "batch": means.batch, "seed": cell.seed}
-    values |= cell.settings
+    values |= {name: value for name, value in cell.settings.items() if name != "set"}
     if values.get("adapter", {}).get("kind") == "tokens":
         values |= {"identifier": _WORD, "adapter": {"kind": "tokens", "words": {_WORD: word}}}
     return parse(Wishes, values, source=cell.name)

@@ -29,6 +29,8 @@ class Wishes(Record):
     """lambda: what the class pictures count beside the subject's; 0 leaves them out."""
     class_images: int = Field(default=100, ge=1)
     """Pictures of the class that the base draws."""
+    class_guidance: float | None = Field(default=None, ge=0)
+    """Guidance of the class pictures; by default that of all samples."""
     steps: int = Field(default=400, ge=1)
     lr: float | None = Field(default=None, gt=0)
     """By default the base's own times what suits the adapter: see `RATES`."""

@@ -1,7 +1,7 @@
 """A DreamBooth run in order, training left to whoever calls: made ready, then told."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...config import plain, to_yaml
 from ...data import storage
@@ -82,7 +82,9 @@ def ready(
         told(f"{wishes.class_images} pictures of {wishes.class_prompt!r} by {base.place.name}")
         home = cache or storage.join(place.url.rpartition("/")[0], "class-pictures")
         many, text = wishes.class_images, wishes.class_prompt
-        theirs = prior.drawn(base, text, many, home, how, masks=wishes.masks)
+        scale = wishes.class_guidance
+        plainly = how if scale is None else replace(how, guidance_scale=scale)
+        theirs = prior.drawn(base, text, many, home, plainly, masks=wishes.masks)
     folders = _folder(mine), _folder(theirs) if theirs else None
     run = recipe(base, wishes, place.name, *folders, settings)
     watch = Watch(
