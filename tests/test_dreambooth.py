@@ -338,6 +338,20 @@ def test_a_run_is_made_ready_and_told(
     assert json.dumps([look._asdict() for look in watch.looks()]) == rows, "looked at once"
 
 
+def test_class_pictures_may_have_guidance_of_their_own(
+    base: Painter, folder: Path, tmp_path: Path
+) -> None:
+    wishes = Wishes(class_word="thing", class_images=2, steps=2, looks=1)
+    place = RunDir(storage.absolute(str(tmp_path / "runs" / "mine")))
+    told: list[Any] = []
+    for scale in (None, 1.0, 4.0):
+        asked = wishes.model_copy(update={"class_guidance": scale})
+        made = ready(base, str(folder), place, asked, Palette(cells=2).open(), how=HOW, count=2)
+        assert made.prior is not None and made.how == HOW
+        told.append(made.prior.digest)
+    assert told[0] == told[1] != told[2], "by default that of all samples, here 1"
+
+
 def test_wishes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="must hold"):
         Wishes(class_word="dog", prompt="a photo of {word}")

@@ -1,7 +1,7 @@
 """A DreamBooth run in order, training left to whoever calls: made ready, then told."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...config import plain, to_yaml
 from ...data import storage
@@ -83,7 +83,7 @@ def ready(
         home = cache or storage.join(place.url.rpartition("/")[0], "class-pictures")
         many, text = wishes.class_images, wishes.class_prompt
         scale = wishes.class_guidance
-        plainly = how if scale is None else replace(how, guidance_scale=scale)
+        plainly = how if scale is None else how.model_copy(update={"guidance_scale": scale})
         theirs = prior.drawn(base, text, many, home, plainly, masks=wishes.masks)
     folders = _folder(mine), _folder(theirs) if theirs else None
     run = recipe(base, wishes, place.name, *folders, settings)
