@@ -85,23 +85,36 @@ def frame(
         size: (width, height) of the whole image where `pixels` were decoded at a smaller scale.
         at: where another image of this size was cut, to cut this one alike, whatever its draw.
     """
+    if out is None:
+        out = torch.empty((3, frame.height, frame.width), dtype=torch.uint8)
+    return out, put(pixels, frame, draw, out.numpy(), size=size, at=at)
+
+
+def put(
+    pixels: np.ndarray,
+    frame: Frame,
+    draw: int,
+    out_CHW: np.ndarray,
+    *,
+    size: tuple[int, int] | None = None,
+    at: Placed | None = None,
+) -> Placed:
+    """`frame` into memory that is there already: (3, height, width) uint8."""
     whole = size or (pixels.shape[1], pixels.shape[0])
     resized_HWC, width, height = _covering(pixels, whole, frame)
     at = at or Placed(
         *whole,
         left=_kept(width - frame.width, frame, draw, "crop left"),
         top=_kept(height - frame.height, frame, draw, "crop top"),
-        flipped=_uniform(draw, "flip") < frame.flip,
+        flipped=_flipped(frame, draw),
     )
     row_HWC = resized_HWC[at.top : at.top + frame.height, at.left : at.left + frame.width]
-    if out is None:
-        out = torch.empty((3, frame.height, frame.width), dtype=torch.uint8)
-    if out.shape != (3, *row_HWC.shape[:2]):  # OpenCV would write elsewhere, and say nothing
-        raise ValueError(f"a row of {tuple(out.shape)} for pixels of {row_HWC.shape}")
+    if out_CHW.shape != (3, *row_HWC.shape[:2]):  # OpenCV would write elsewhere, and say nothing
+        raise ValueError(f"a row of {out_CHW.shape} for pixels of {row_HWC.shape}")
     # By OpenCV, in a fifth of NumPy's time. torch would wake a team of threads for a copy, which
     # loaders' threads fight over.
-    cv2.split(cv2.flip(row_HWC, 1) if at.flipped else row_HWC, list(out.numpy()))
-    return out, at
+    cv2.split(cv2.flip(row_HWC, 1) if at.flipped else row_HWC, list(out_CHW))
+    return at
 
 
 def placing(size: tuple[int, int], frame: Frame, draw: int) -> Placed:
@@ -117,7 +130,7 @@ def placing(size: tuple[int, int], frame: Frame, draw: int) -> Placed:
         *size,
         left=_kept(width * scale - frame.width, frame, draw, "crop left"),
         top=_kept(height * scale - frame.height, frame, draw, "crop top"),
-        flipped=_uniform(draw, "flip") < frame.flip,
+        flipped=_flipped(frame, draw),
     )
 
 
@@ -204,6 +217,10 @@ def _resized(pixels: np.ndarray, scale: float) -> np.ndarray:
         .permute(1, 2, 0)
         .numpy()
     )
+
+
+def _flipped(frame: Frame, draw: int) -> bool:
+    return frame.flip > 0 and _uniform(draw, "flip") < frame.flip
 
 
 def _kept(spare: float, frame: Frame, draw: int, purpose: str) -> int:
