@@ -5,10 +5,12 @@ the window. A few rows are fetched alone: those of the first steps, so that trai
 window is here, and a rare bucket's leftovers, whose window is long gone.
 """
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 from . import fetch, storage
 from .index import Entry, LineCache
@@ -17,10 +19,11 @@ from .records import Record
 
 Place = tuple[int, int, int, int]
 """(source, epoch, window, block) of a block in memory."""
+_PLACE = itemgetter(slice(4))
+"""The place of a `Ref`."""
 
 
-@dataclass(frozen=True)
-class Raw:
+class Raw(NamedTuple):
     """A sample as its shard holds it."""
 
     shard: str
@@ -74,9 +77,11 @@ class Blocks:
         """Starts reading what is not here yet; in a hurry, large blocks are left for later."""
         for blocks in self.beside:
             blocks.want(refs, hurry=hurry)
-        for ref in refs:
-            self._enter(ref.source, ref.epoch, ref.window)
-        missing = {ref[:4] for ref in refs if ref[:4] not in self._blocks}
+        for source, epoch, window in {ref[:3] for ref in refs}:
+            self._enter(source, epoch, window)
+        missing = {place for place in map(_PLACE, refs) if place not in self._blocks}
+        if not missing:
+            return
         hurry = hurry and sum(self._mean[place[0]] for place in missing) > 16 << 20
         for ref in refs:
             if ref[:4] in self._blocks:
@@ -88,11 +93,22 @@ class Blocks:
 
     def raw(self, ref: Ref) -> Raw:
         """A visit's sample; waits for its bytes."""
-        record = self.record(ref)
-        alone = self._alone.pop(ref, None)
-        found = alone or self._blocks.get(ref[:4]) or self.pool.submit(self._read_alone, ref)
-        start, data = found.result()
-        return self._cut(ref, record, start, data)
+        return self.raws([ref])[0]
+
+    def raws(self, refs: Sequence[Ref]) -> list[Raw]:
+        """The samples of visits; what a block is asked for is asked once for its neighbours."""
+        found: list[Raw] = []
+        for _, group in itertools.groupby(refs, _PLACE):
+            mine = list(group)
+            block = self._blocks.get(mine[0][:4])
+            lines = self.lines[mine[0].source].of(mine[0].shard)
+            url = self._url(mine[0].source, mine[0].shard)
+            for ref in mine:
+                alone = self._alone.pop(ref, None)
+                future = alone or block or self.pool.submit(self._read_alone, ref)
+                start, data = future.result()
+                found.append(_cut(url, lines.entry(ref.position).record, start, data))
+        return found
 
     def again(self, ref: Ref) -> Raw:
         """A visit's sample, read anew: perhaps the bytes in memory were damaged on their way.
@@ -102,7 +118,7 @@ class Blocks:
         """
         first, last = self.record(ref).span()
         data = self._span(ref.source, ref.shard, first, last, strict=True)
-        return self._cut(ref, self.record(ref), first, data)
+        return _cut(self._url(ref.source, ref.shard), self.record(ref), first, data)
 
     def entry(self, ref: Ref) -> Entry:
         """What the index says of a visit's sample."""
@@ -116,8 +132,9 @@ class Blocks:
         """Drops the blocks of windows that no step after the one with `refs` will ask for."""
         for blocks in self.beside:
             blocks.forget(refs)
-        for source in {ref.source for ref in refs}:
-            oldest = min(ref[1:3] for ref in refs if ref.source == source)
+        windows = {ref[:3] for ref in refs}
+        for source in {window[0] for window in windows}:
+            oldest = min(window[1:] for window in windows if window[0] == source)
             oldest = max(oldest, self._newest[source][0]) if self.plan.tables else oldest
             for place in [place for place in self._blocks if place[0] == source]:
                 if place[1:3] < oldest:
@@ -127,13 +144,6 @@ class Blocks:
         """Remembers the two newest windows of each source, oldest first."""
         known = self._newest.get(source, [])
         self._newest[source] = sorted({*known, (epoch, window)})[-2:]
-
-    def _cut(self, ref: Ref, record: Record, start: int, data: memoryview) -> Raw:
-        blobs = {
-            extension: data[member.offset - start : member.offset - start + member.size]
-            for extension, member in record.members.items()
-        }
-        return Raw(self._url(ref.source, ref.shard), record, blobs)
 
     def _read(self, source: int, number: int) -> tuple[int, memoryview]:
         block = self.plan.orders[source].block(number)
@@ -160,3 +170,12 @@ class Blocks:
 
     def _url(self, source: int, shard: int) -> str:
         return self.plan.sources[source].manifest.shards[shard].url
+
+
+def _cut(url: str, record: Record, start: int, data: memoryview) -> Raw:
+    """A sample out of bytes of its shard that begin at `start`."""
+    blobs = {
+        extension: data[offset - start : offset - start + size]
+        for extension, (offset, size, _) in record.members.items()
+    }
+    return Raw(url, record, blobs)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic_core
@@ -70,8 +70,7 @@ class Manifest:
         return _lines_url(shard.url, self.url)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a shard's index."""
 
     record: Record
@@ -290,7 +289,7 @@ def _line(record: Record, blobs: dict[str, bytes]) -> str:
 
 def _entry(line: bytes) -> Entry:
     row = pydantic_core.from_json(line)
-    members = {ext: Member(*place) for ext, place in row["members"].items()}
+    members = {ext: Member._make(place) for ext, place in row["members"].items()}
     return Entry(Record(row["key"], members), row.get("width"), row.get("height"), row["text"])
 
 

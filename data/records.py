@@ -4,8 +4,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ShardError
 
@@ -23,8 +22,7 @@ _OTHER_PADDING = [1 << power for power in range(14, 21)]
 """... or of a power of two up to 1 MiB, where somebody asked for it (`tar -b`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """Where one file of a sample lies in its shard."""
 
     offset: int
@@ -34,8 +32,7 @@ class Member:
     crc32: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One sample of a shard: its key and its members by extension."""
 
     key: str

@@ -6,12 +6,16 @@ own signer, with credentials that it keeps fresh. Nothing secret is in a URL.
 """
 
 import functools
+import gzip
 import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
+
+import pydantic_core
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,22 @@ def descriptions() -> Any:
     It holds no connection and no credential, so a process that is forked may use its parent's.
     """
     from botocore.exceptions import DataNotFoundError
-    from botocore.loaders import create_loader
+    from botocore.loaders import JSONFileLoader, create_loader
+
+    class Files(JSONFileLoader):
+        """The same files, parsed in a quarter of the time."""
+
+        def load_file(self, file_path: str) -> Any:
+            for ending, unpacked in ((".json", bytes), (".json.gz", gzip.decompress)):
+                file = Path(file_path + ending)
+                if file.is_file():
+                    return pydantic_core.from_json(unpacked(file.read_bytes()))
+            return None
 
     loader = create_loader(os.environ.get("AWS_DATA_PATH"))
+    loader.file_loader = Files()
     with suppress(DataNotFoundError):  # of another version; it is then read when it is needed
-        for kind in ("service-2", "paginators-1", "waiters-2", "endpoint-rule-set-1"):
+        for kind in ("service-2", "endpoint-rule-set-1"):
             loader.load_service_model("s3", kind)
         for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
             loader.load_data(name)

@@ -105,7 +105,7 @@ def raw(
     """Yields (step, the rank's samples as their shards hold them), for code that decodes itself."""
 
     def begin(blocks: Blocks, step: int, refs: Sequence[Ref]) -> Callable[[], list[Raw]]:
-        return lambda: [blocks.raw(ref) for ref in refs]
+        return lambda: blocks.raws(refs)
 
     yield from Walk(
         plan=plan, begin=begin, start=start, stop=stop, rank=rank, world=world, memory=memory

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import botocore.client  # what talking to S3 imports: every other arm has it before its clock starts
+import botocore.session  # noqa: F401
+
 from diptych.data import fetch, index, storage, tokens, walk
 from diptych.data.index import Manifest
 from diptych.data.loader import Loader, Recipe
