@@ -185,7 +185,8 @@ def main() -> None:
         app(args=[arg for arg in sys.argv[1:] if arg != "--debug"], prog_name="diptych")
     except Stopped as stopped:
         print(stopped, file=sys.stderr, end="\n" if str(stopped) else "")
-        sys.exit(130)
+        sys.stdout.flush()
+        os._exit(130)  # all is closed; to take torch and Ray apart again would need two seconds
     except DiptychError as err:
         if debug:
             raise

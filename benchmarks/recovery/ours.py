@@ -1,5 +1,6 @@
 """The driver of our run, as `diptych train` is one, on a cluster that is up; it keeps a diary."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def main(folder: str, url: str, address: str) -> None:
     try:
         training.train(run, SHAPE, url, console=Console(quiet=True), address=address)
     except Stopped:
-        return
+        os._exit(130)  # as `diptych` does
 
 
 if __name__ == "__main__":
