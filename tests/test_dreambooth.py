@@ -275,8 +275,11 @@ def test_edges_agree_within_a_tolerance() -> None:
     assert agreement(np.zeros_like(hint), np.zeros_like(hint)).f1 == 1
 
 
-def looks(*rows: tuple[int, float, float]) -> list[Look]:
-    return [Look(step, similarity, 0.9, drift, 1.0) for step, similarity, drift in rows]
+def looks(*rows: tuple[float, ...]) -> list[Look]:
+    return [
+        Look(int(step), similarity, 0.9, drift, *(rest or [1.0]))
+        for step, similarity, drift, *rest in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -285,11 +288,14 @@ def looks(*rows: tuple[int, float, float]) -> list[Look]:
         ([(0, 0.3, 0), (10, 0.6, 0.1), (20, 0.7, 0.6)], 10, "Stop at step 10"),
         ([(0, 0.3, 0), (10, 0.5, 0.1), (20, 0.7, 0.2)], 20, "still rising"),
         ([(0, 0.3, 0), (10, 0.7, 0.1), (20, 0.7, 0.1)], 10, "as good as step 20"),
-        ([(0, 0.3, 0), (10, 0.7, 0.9), (20, 0.8, 1.0)], 0, "No step made"),
+        ([(0, 0.3, 0), (10, 0.7, 0.9), (20, 0.8, 1.0)], 0, "By step 10 90% of the way"),
+        ([(0, 0.3, 0), (10, 0.6, -0.1), (20, 0.7, -0.6)], 10, "away from the subject"),
+        ([(0, 0.3, 0), (10, 0.6, 0.1, 0.8), (20, 0.7, 0.1, 0.2)], 10, "differ 20% as much"),
+        ([(0, 0.3, 0), (10, 0.2, 0.0), (20, 0.1, 0.0)], 0, "Raise the learning rate"),
     ],
 )
 def test_advice_weighs_likeness_against_drift(
-    rows: Sequence[tuple[int, float, float]], step: int, said: str
+    rows: Sequence[tuple[float, ...]], step: int, said: str
 ) -> None:
     found = advise(looks(*rows))
     assert found.step == step and said in found.text

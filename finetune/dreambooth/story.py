@@ -14,7 +14,7 @@ from ...pretrain.rundir import RunDir
 from ..page import Page, render
 from ..sample import Painter
 from . import photos, prior
-from .advice import LIMIT, Advice, Look, advise
+from .advice import LIMIT, VARIED, Advice, Look, advise
 from .recipe import Wishes, recipe
 from .watch import Watch, pictures
 
@@ -23,7 +23,9 @@ _LEGEND = (
     "similarity: mean cosine of pictures of the subject's prompt to the subject's own pictures; "
     "among: of these among themselves, as good as it gets.",
     "drift: how far pictures of the class prompt have moved towards the subject, 0 not at all, 1 "
-    "all the way. diversity: how much they differ from one another, as a share of the base's.",
+    "all the way, below 0 away from it. diversity: how much they differ from one another, as a "
+    f"share of the base's. The advice wants drift within {LIMIT:.0%} either way and diversity of "
+    f"at least {VARIED:.0%}.",
 )
 
 
