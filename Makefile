@@ -8,7 +8,7 @@ BENCH := PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.b
 
 .PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery bench-vlp reproduce-vlp
 .PHONY: chaos chaos-save install format clean
-.PHONY: reproduce-dreambooth reproduce-control
+.PHONY: reproduce-dreambooth reproduce-control reproduce-diffusion bench-diffusion
 
 demo: install
 	$(BIN)/diptych demo
@@ -60,6 +60,14 @@ reproduce-dreambooth: install
 
 reproduce-control: install
 	$(BENCH).personal control --base $(BASE) --minutes $(MINUTES) $(ARGS)
+
+# easy-VQA by latent diffusion, in parts of 40 minutes; `make reproduce-diffusion`, again and again.
+reproduce-diffusion: install
+	$(BENCH).diffusion $(ARGS)
+
+# A step of latent diffusion, with its stream and with cached latents, beside diffusers' own loop.
+bench-diffusion: install
+	OMP_NUM_THREADS=1 $(BENCH).diffusion.bench $(ARGS)
 
 install: $(VENV)/installed
 

@@ -1,5 +1,6 @@
-"""The recipes of the reproduction: one classifier and several denoisers a set."""
+"""The recipes of the reproduction: a classifier, a denoiser and what that is compared with."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,85 +9,107 @@ from diptych.finetune.parts import KINDS
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, parse_run
 
-from .sets import COLORS, SHAPES, SHARED
+from . import sets
 
-ASKED = {
-    "easy": {"what color is it?": "color", "what shape is it?": "shape"},
-    "photos": {"what is it?": "label"},
+DROP = 0.15
+"""Share of the captions that are dropped."""
+CLASSIFIER = "easy-classifier"
+MAIN = "easy-v"
+OTHERS: dict[str, dict[str, Any]] = {
+    "easy-no-drop": {"kind": "ddpm", "predict": "v", "drop": 0.0},
+    "easy-epsilon": {"kind": "ddpm", "predict": "epsilon", "drop": DROP},
+    "easy-flow": {"kind": "flow", "drop": DROP},
 }
+"""What is compared at equal steps, by its run's name: the objective."""
 
 
-def classifier(home: Path, name: str, answers: tuple[str, ...], steps: int) -> Run:
+@dataclass(frozen=True)
+class Sizes:
+    """How long is trained; the learning rate is constant, so that an early checkpoint of a run is
+    what a shorter run would have ended with."""
+
+    steps: int = 1600
+    """Of the denoiser."""
+    others: int = 600
+    """Of each that it is compared with; a multiple of `every`."""
+    every: int = 200
+    """Steps between two checkpoints, all of which are kept."""
+    classifier: int = 500
+
+
+def recipes(home: Path, taef2: str, sizes: Sizes) -> list[Run]:
+    """All runs, in the order in which they are trained; `home` has the data."""
+    v = {"kind": "ddpm", "predict": "v", "drop": DROP}
+    return [
+        classifier(home, sizes),
+        denoiser(home, taef2, sizes, MAIN, sizes.steps, v),
+        *(denoiser(home, taef2, sizes, name, sizes.others, o) for name, o in OTHERS.items()),
+    ]
+
+
+def classifier(home: Path, sizes: Sizes) -> Run:
     """A VQA model that is asked for the attributes of real images."""
     values = plain(vlp_easy())
-    values["model"] |= {"width": 64, "depth": 2, "heads": 4, "tokens": 8, "stem": 32}
+    values["model"] |= {"width": 64, "depth": 2, "heads": 4, "tokens": 8, "stem": 32, "grid": 8}
     return parse_run(
         {
             **values,
-            "name": f"{name}-classifier",
-            "objectives": [{"kind": "vqa", "answers": list(answers)}],
+            "name": CLASSIFIER,
+            "objectives": [{"kind": "vqa", "answers": [*sets.COLORS, *sets.SHAPES]}],
             "data": {
                 "train": str(home / "judge-asked"),
                 "test": str(home / "test-asked"),
                 "tokenizer": str(home / "tokenizer.json"),
                 "text": "question",
+                "pixels": {"flip": 0.5},
             },
-            "optim": {"lr": 1e-3, "warmup_steps": 50},
+            "optim": {"lr": 1e-3, "warmup_steps": 50, "weight_decay": 0.1},
             "batch": 64,
-            "steps": steps,
+            "steps": sizes.classifier,
             "checkpoint_steps": 100,
         },
         KINDS,
-        source=name,
+        source=CLASSIFIER,
     )
 
 
-def easy_classifier(home: Path) -> Run:
-    """Colours and shapes."""
-    return classifier(home, "easy", (*COLORS, *SHAPES), 600)
-
-
-def first_stage() -> dict[str, Any]:
-    """TAEF2."""
-    return {
-        "kind": "taef2",
-        "weights": str(SHARED / "taef2" / "taef2_encoder.safetensors"),
-        "decoder": str(SHARED / "taef2" / "taef2_decoder.safetensors"),
-    }
-
-
-def denoiser(home: Path, name: str, steps: int, *, tokens: int = 8, **changes: Any) -> Run:
+def denoiser(
+    home: Path, taef2: str, sizes: Sizes, name: str, steps: int, objective: dict[str, Any]
+) -> Run:
     """Text-conditional latent diffusion in TAEF2's 8 x 8 x 32 latents of 64-pixel images."""
-    objective = {"kind": "ddpm", "predict": "v", "drop": 0.15} | changes.pop("objective", {})
+    first_stage = {
+        "kind": "taef2",
+        "weights": f"{taef2}/taef2_encoder.safetensors",
+        "decoder": f"{taef2}/taef2_decoder.safetensors",
+    }
     return parse_run(
         {
             "name": name,
             "model": {
                 "kind": "unet",
                 "image_size": 64,
-                "tokens": tokens,
+                "tokens": 8,
                 "channels": [48, 96],
                 "groups": 16,
                 "heads": 4,
                 "width": 96,
                 "text": "clip",
                 "text_depth": 1,
-                "first_stage": first_stage(),
+                "first_stage": first_stage,
             },
             "objectives": [objective],
             "data": {
                 "train": str(home / "train"),
-                "caches": [str(home / "train-taef2")],
+                "caches": [str(sets.latents(home))],
                 "test": str(home / "test"),
                 "tokenizer": str(home / "tokenizer.json"),
             },
-            "optim": {"lr": 1e-3, "warmup_steps": 100, "betas": [0.9, 0.99], "decay": "cosine"},
+            "optim": {"lr": 1e-3, "warmup_steps": 100, "betas": [0.9, 0.99], "decay": "none"},
             "ema": {"decay": 0.998},
             "batch": 64,
             "steps": steps,
             "log_steps": 20,
-            "checkpoint_steps": 200,
-            **changes,
+            "checkpoint_steps": sizes.every,
         },
         KINDS,
         source=name,
