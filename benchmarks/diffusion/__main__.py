@@ -50,9 +50,11 @@ def main() -> None:
     runs = home / "runs"
     missing = ""
     for run in recipes(home / "easy", taef2, sizes):
-        if not _train(run, home, until):
+        ended = _steps(runs, run.name) == run.steps
+        if not ended and (given.only == "judge" or not _train(run, home, until)):
             missing = missing or run.name
-    missing = _judge(plan, home, taef2, until) or missing
+    if given.only != "train":
+        missing = _judge(plan, home, taef2, until) or missing
     print(f"{missing} is not done; the same command goes on." if missing else "done: all is there.")
     drawn = (
         {} if _steps(runs, plan.headline.run) < sizes.steps else sheets(plan, runs, home / "sheets")
@@ -68,7 +70,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--others", type=int, default=usual.others, help="of those beside it")
     parser.add_argument("--every", type=int, default=usual.every, help="steps to a checkpoint")
     parser.add_argument("--classifier", type=int, default=usual.classifier, help="its steps")
-    parser.add_argument("--samples", type=int, default=192, help="of a gallery; the first has 4x")
+    parser.add_argument("--samples", type=int, default=96, help="of a gallery; the first has 4x")
+    parser.add_argument(
+        "--only", choices=["train", "judge"], help="do this of the two, as far as it goes"
+    )
     parser.add_argument("--taef2", default=TAEF2, help="folder of the first stage's weights")
     parser.add_argument("--home", type=Path, default=Path(".bench/reproduce-diffusion"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
@@ -77,8 +82,6 @@ def _arguments() -> argparse.Namespace:
 
 def _train(run: Run, home: Path, until: float) -> bool:
     """Trains a run to its end, or until a time; whether it ended."""
-    if _steps(home / "runs", run.name) == run.steps:
-        return True
     left = until - time.monotonic()
     if left <= 0:
         return False
