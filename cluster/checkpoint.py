@@ -60,6 +60,8 @@ class Writer:
     """Where the stream stands after a step: `Plan.state`."""
     timeout_s: float = 600.0
     fault: Exception | None = None
+    rate: float = 0.0
+    """Bytes a second at which this rank's share of the last checkpoint was stored; 0 before one."""
     _host: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """What snapshots are copied into: one at a time, so it is used again and again."""
 
@@ -105,6 +107,10 @@ class Writer:
         except Exception as err:
             self.fault = err
 
+    def takes_s(self, live: Sequence[Piece]) -> float:
+        """Seconds that storing so much takes at the rate of the last time; 0 if there was none."""
+        return _bytes(live) / self.rate if self.rate else 0.0
+
     def raise_fault(self) -> None:
         """Raises what went wrong behind the step, in the step."""
         if self.fault:
@@ -115,10 +121,12 @@ class Writer:
         place = form.folder(self.run, snapshot.step)
         journal.put(self.run, snapshot.step, self.attempt, self.rank, snapshot.page)
         mine = f"attempt-{self.attempt}/rank-{self.rank}"
+        began = time.monotonic()
         found = slices.put_slices(place, f"{mine}.safetensors", snapshot.pieces)
         storage.write(
             storage.join(place, f"{mine}.json"), json.dumps([astuple(s) for s in found]).encode()
         )
+        self.rate = _bytes(snapshot.live) / max(time.monotonic() - began, 1e-9)
         if self.rank:
             # The next checkpoint may not begin before this one is complete: a machine that dies
             # in it would take two intervals with it.
@@ -157,6 +165,10 @@ class Writer:
                 raise ClusterError(f"{url} did not come within {self.timeout_s:.0f} s.")
             time.sleep(pause)
             pause = min(0.5, 1.5 * pause)
+
+
+def _bytes(pieces: Sequence[Piece]) -> int:
+    return sum(data.nbytes for *_, data in pieces)
 
 
 def _copy(snapshot: Snapshot) -> None:

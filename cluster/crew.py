@@ -142,9 +142,11 @@ class Crew:
             self.drop(member)
 
 
-def draining() -> set[str]:
-    """Nodes that Ray will take away soon: a preemption, or a node that is not needed.
+def draining() -> dict[str, float | None]:
+    """Nodes that Ray will take away soon, and in how many seconds: None where none was told.
 
-    Ray has no public call for it; Ray Train (2.60) asks in the same way.
+    A preemption, or a node that is not needed. Ray has no public call for it; Ray Train (2.60)
+    asks in the same way.
     """
-    return set(ray._private.state.state.get_draining_nodes())  # pyright: ignore
+    nodes: dict[str, int] = ray._private.state.state.get_draining_nodes()  # pyright: ignore
+    return {node: at / 1000 - time.time() if at else None for node, at in nodes.items()}

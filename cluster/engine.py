@@ -109,6 +109,12 @@ class DeepSpeedEngine:
         partition.spread(self.engine)
         partition.renew(self.engine)
 
+    def save_s(self) -> float:
+        writer = self.writer
+        return writer.takes_s(
+            [*partition.owned(self.engine, writer.rank, writer.world), *self._averages]
+        )
+
     def save(self, step: int, *, wait: bool) -> None:
         self.join()
         snapshot = self.writer.snapshot(self.engine, step, self._averages, self.base)

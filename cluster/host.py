@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from math import inf
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -61,7 +62,7 @@ class Host:
         self._lock = threading.Lock()
         self._child: Any = None
         self._board = Board(self._context)
-        self._leaving = False
+        self._leaving, self._grace_s = False, inf
         self._stack = Path(tempfile.mkdtemp(prefix="diptych-")) / "stack"
 
     def node(self) -> str:
@@ -99,6 +100,7 @@ class Host:
     def run(self, rank: int, job: Job, meet: Place) -> Outcome:
         """Lets the forked process be a rank, to its end. It is kept until `clear`."""
         child, pipe = self._child, self._pipe
+        self._grace_s = job.shape["grace_s"]
         try:
             pipe.send((rank, job, meet))
             while True:
@@ -118,9 +120,9 @@ class Host:
             found, self._events = self._events, []
         return self._board.pulse(found, self._leaving)
 
-    def ask(self, wish: int) -> None:
-        """Asks the rank to keep a checkpoint and end: NEXT or NOW."""
-        self._board.ask(wish)
+    def ask(self, wish: int, left_s: float = inf) -> None:
+        """Asks the rank to keep a checkpoint and end: NEXT or NOW, within so many seconds."""
+        self._board.ask(wish, left_s)
 
     def stack(self) -> str:
         """Where the rank's threads are; of a stopped process too, which is woken up for it."""
@@ -158,7 +160,7 @@ class Host:
     def _leave(self, *_: Any) -> None:
         """SIGTERM: this node is going. The rank keeps a checkpoint while there is time."""
         self._leaving = True
-        self._board.ask(NOW)
+        self._board.ask(NOW, self._grace_s)
 
 
 def _ended(code: int | None) -> str:

@@ -1,6 +1,7 @@
 """What a driver, its hosts and their ranks say to each other. Light: a host imports no torch."""
 
 from dataclasses import dataclass
+from math import inf
 from multiprocessing.context import BaseContext
 from time import monotonic
 from typing import Any, Literal, NamedTuple
@@ -82,7 +83,7 @@ class Board:
     """A few numbers that a rank's process and its host share: no message, so no waiting."""
 
     def __init__(self, context: BaseContext) -> None:
-        self._values = context.RawArray("d", [0.0, 0.0, monotonic(), monotonic(), NO])
+        self._values = context.RawArray("d", [0.0, 0.0, monotonic(), monotonic(), NO, inf])
 
     def doing(self, what: str, step: int) -> None:
         """The rank does something else from now on."""
@@ -98,11 +99,17 @@ class Board:
         """The rank's process runs."""
         self._values[3] = monotonic()
 
-    def ask(self, wish: int) -> None:
-        """Leaves a wish to stop."""
+    def ask(self, wish: int, left_s: float = inf) -> None:
+        """Leaves a wish to stop, and how long this machine will be there; the shortest counts."""
         self._values[4] = wish
+        self._values[5] = min(self._values[5], monotonic() + left_s)
 
     @property
     def wish(self) -> int:
         """The wish that was left, or NO."""
         return int(self._values[4])
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until this machine is taken away, as far as is known; infinite if it is not."""
+        return self._values[5] - monotonic()

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import ray
@@ -127,20 +128,22 @@ class Drive:
             if running and len(pulses) == len(members):
                 self._require_progress(members, [pulses[member] for member in members])
             asked = asked or self.stopping()
-            new = NOW if asked or _leaving(pulses) else NO
+            left_s = _left_s(pulses, self.shape.grace_s)
+            new = NOW if asked or left_s < inf else NO
             if not new and larger and len(crew.refresh()) >= larger[-1]:
                 new = NEXT
             if new > wish:
                 wish = new
                 for member in members:
-                    member.actor.ask.remote(wish)
+                    member.actor.ask.remote(wish, left_s)
         self._last_words(members)
         outcome: Any = ray.get(results[0])
         steps: int = outcome.steps
         if steps < self.run.steps:
             if asked:
                 raise Stopped
-            self._say("reform", f"a new group of workers goes on from step {steps}")
+            kept = max(checkpoint.steps(self.url), default=0)
+            self._say("reform", f"a new group of workers goes on from step {kept}")
 
     def _pulse(self, crew: Crew, rank: int, member: Member) -> Pulse | None:
         try:
@@ -214,10 +217,12 @@ class Drive:
         )
 
 
-def _leaving(pulses: dict[Member, Pulse]) -> bool:
-    """Whether a host or its node is about to be taken away."""
+def _left_s(pulses: dict[Member, Pulse], grace_s: float) -> float:
+    """Seconds until a host or its node is taken away; infinite if none is."""
     nodes = draining()
-    return any(pulse.leaving or member.node in nodes for member, pulse in pulses.items())
+    told = [nodes[member.node] for member in pulses if member.node in nodes]
+    told += [None for pulse in pulses.values() if pulse.leaving]
+    return min((grace_s if left is None else left for left in told), default=inf)
 
 
 @contextlib.contextmanager

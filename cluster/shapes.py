@@ -24,6 +24,9 @@ class Shape(Record):
     hang_s: float = Field(default=120.0, gt=0)
     """Seconds in one step after which a rank counts as stuck; ten times as many for the first step,
     for data and for checkpoints. The group is then restarted."""
+    grace_s: float = Field(default=30.0, ge=0)
+    """Seconds that a machine lives on after a SIGTERM, or a notice that names no time. A checkpoint
+    is begun then only if it ends within them at the rate at which earlier ones were written."""
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs that Ray sets aside, and torch threads, of each worker."""

@@ -2,6 +2,7 @@
 
 import signal
 import traceback
+from math import inf
 from multiprocessing.connection import Connection
 
 import torch
@@ -33,7 +34,7 @@ class Rank(Listener):
         self.rank, self.job, self.run = rank, job, run
         self.journal = Journal(rank)
         self._board, self._pipe = board, pipe
-        self._step, self._told_off = job.start, False
+        self._step, self._told_off, self._grace_s = job.start, False, job.shape["grace_s"]
         signal.signal(signal.SIGTERM, self._terminate)
 
     def told(self, step: int, batch: Batch) -> None:
@@ -68,6 +69,18 @@ class Rank(Listener):
     def _terminate(self, *_: object) -> None:
         """SIGTERM: all ranks keep a checkpoint while there is time."""
         self._told_off = True
+        self._board.ask(NOW, self._grace_s)
+
+    def left_s(self) -> float:
+        return self._board.left_s
+
+    def hurried(self, step: int, needs_s: float, left_s: float, keeps: bool) -> None:
+        """Every rank whose machine has an end tells what was decided."""
+        if left_s < inf:
+            does = "it is kept" if keeps else "it would come too late, so an earlier one counts"
+            needs = f"a checkpoint of step {step} takes {needs_s:.1f} s"
+            text = f"{left_s:.1f} s are left here, {needs}: {does}"
+            self._pipe.send(Event("event", self.rank, {"what": "preemption", "text": text}))
 
 
 def work(rank: int, job: Job, meet: Place, board: Board, pipe: Connection) -> Outcome:

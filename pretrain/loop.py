@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal, Protocol
 
 import torch
@@ -40,6 +41,14 @@ class Engine(Protocol):
 
     def save(self, step: int, *, wait: bool) -> None:
         """Keeps the state after `step` steps; returns before it is stored unless `wait`."""
+        ...
+
+    def save_s(self) -> float:
+        """Seconds that keeping the state takes here, as measured; 0 before the first time."""
+        ...
+
+    def join(self) -> None:
+        """Waits until the state that is being kept is stored."""
         ...
 
 
@@ -82,6 +91,13 @@ class Listener:
         """Once any rank says yes, all keep a checkpoint and return."""
         return False
 
+    def left_s(self) -> float:
+        """Seconds until this machine is taken away; asked when all are to stop."""
+        return inf
+
+    def hurried(self, step: int, needs_s: float, left_s: float, keeps: bool) -> None:
+        """A machine is taken away. `keeps`: there is time for a checkpoint of `step`."""
+
 
 def train(
     engine: Engine,
@@ -119,13 +135,25 @@ def train(
             stop = meter.report(last) or stop
         if stop or last == run.steps:
             listener.doing("save", step)
-            engine.save(last, wait=True)
+            if _in_time(engine, listener, last):
+                engine.save(last, wait=True)
+            else:
+                engine.join()  # one may be under way
             return last
         if last % run.checkpoint_steps == 0 and not meter.row:
             listener.doing("save", step)
             engine.save(last, wait=False)
         listener.doing("data", last)
     return last
+
+
+def _in_time(engine: Engine, listener: Listener, last: int) -> bool:
+    """Whether every rank has the time to keep a checkpoint before any machine is taken away."""
+    needs_s, left_s = engine.save_s(), listener.left_s()
+    short, told = engine.sum([float(needs_s > left_s), float(left_s < inf)])
+    if told:
+        listener.hurried(last, needs_s, left_s, keeps=not short)
+    return not short
 
 
 class Meter:

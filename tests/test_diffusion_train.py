@@ -79,6 +79,12 @@ class Here:
     def sum(self, values: list[float]) -> list[float]:
         return values
 
+    def save_s(self) -> float:
+        return 0.0
+
+    def join(self) -> None:
+        pass
+
     def save(self, step: int, *, wait: bool) -> None:
         pass
 

@@ -1,6 +1,7 @@
 """The loop with a real task and optimiser in this process: what it reports, keeps and stops at."""
 
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ class Here:
         self.losses: list[Losses] = []
         self.others: Iterator[list[float]] | None = None
         """What the other ranks bring to each sum; none by default."""
+        self.needs_s = 0.0
 
     def step(self, batch: Batch, lr: float) -> Losses:
         for group in self.optimiser.param_groups:
@@ -45,6 +47,12 @@ class Here:
         self.log.append(("sum", values))
         others = next(self.others) if self.others else [0.0] * len(values)
         return [ours + theirs for ours, theirs in zip(values, others, strict=True)]
+
+    def save_s(self) -> float:
+        return self.needs_s
+
+    def join(self) -> None:
+        self.log.append(("join",))
 
     def save(self, step: int, *, wait: bool) -> None:
         self.log.append(("save", step, wait))
@@ -95,9 +103,9 @@ Engines = Callable[..., Here]
 class Ears(Listener):
     """Keeps the rows; the rest is given as functions."""
 
-    def __init__(self, told: Any = None, stopping: Any = None) -> None:
+    def __init__(self, told: Any = None, stopping: Any = None, left_s: float = inf) -> None:
         self.rows: list[Row] = []
-        self._told, self._stopping = told, stopping
+        self._told, self._stopping, self._left_s = told, stopping, left_s
 
     def told(self, step: int, batch: Batch) -> None:
         if self._told:
@@ -108,6 +116,9 @@ class Ears(Listener):
 
     def stopping(self) -> bool:
         return bool(self._stopping and self._stopping())
+
+    def left_s(self) -> float:
+        return self._left_s
 
 
 def go(engine: Engine, batches: Any, run: Run, **more: Any) -> tuple[int, list[Row]]:
@@ -178,7 +189,8 @@ def test_checkpoints_are_kept_behind_the_step_and_the_last_one_is_waited_for(
     at = [entry[0] for entry in here.log]
     three = ["step", "step", "step", "sum", "save"]
     first = ["step", "sum", *three[1:]]  # how long a step takes, on all ranks
-    assert at == [*first, *three, "step", "sum", "save"]
+    last = ["step", "sum", "sum", "save"]  # the second: whether all have the time for it
+    assert at == [*first, *three, *last]
     run = short(small, "steps=6")
     here = engine(run)
     go(here, dealt(rows, 0, 6), run)
@@ -210,6 +222,23 @@ def test_any_rank_stops_all(small: Small, rows: Rows, engine: Engines) -> None:
     done, _ = go(two, dealt(rows, 0, 1000), run)
     assert done == 6
     assert two.asked("save") == [(6, True)]
+
+
+@pytest.mark.parametrize("needs_s", [1.0, 3.0])
+def test_a_checkpoint_is_begun_if_all_ranks_have_the_time(
+    small: Small, rows: Rows, engine: Engines, needs_s: float
+) -> None:
+    run, always = short(small, "steps=1000", "checkpoint_steps=300"), {"stopping": lambda: True}
+    here = engine(run)
+    here.needs_s = needs_s
+    done, _ = go(here, dealt(rows, 0, 1000), run, left_s=2.0, **always)
+    kept = needs_s < 2.0
+    assert here.asked("save") == ([(done, True)] if kept else [])
+    assert here.asked("join") == ([] if kept else [()])
+    other = engine(run, 1)  # which has the time, but the first has not
+    other.others = iter(values for (values,) in here.asked("sum"))
+    assert go(other, dealt(rows, 0, 1000), run, **always)[0] == done
+    assert bool(other.asked("save")) == kept
 
 
 def test_the_listener_hears_each_batch_before_it_is_trained_on(

@@ -129,4 +129,20 @@ def test_a_rank_that_is_told_to_go_leaves_a_checkpoint(
     assert not happened(place, "restart")
     assert len(happened(place, "reform")) == 1
     assert [row["start"] for row in happened(place, "attempt")] == [0, 8]
+    assert "it is kept" in happened(place, "preemption")[0]["text"]
+    assert losses(place) == losses(calm)
+
+
+def test_a_checkpoint_that_would_come_too_late_is_not_begun(
+    fault: Fault, calm: RunDir, runs: str, short: Tiny
+) -> None:
+    """No time is left, and one was timed before: the last complete one counts, nothing is lost."""
+    run = short("late", "checkpoint_steps=5")
+    fault(what="SIGTERM", key=key_of(run, 7, 1))
+    place = go(run, PAIR.model_copy(update={"grace_s": 0.0}), f"{runs}/late")
+    assert not happened(place, "restart")
+    assert [row["start"] for row in happened(place, "attempt")] == [0, 5]
+    [told] = happened(place, "preemption")
+    assert "too late" in told["text"] and told["rank"] == 1
+    assert "from step 5" in happened(place, "reform")[0]["text"]
     assert losses(place) == losses(calm)

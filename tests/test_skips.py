@@ -37,6 +37,12 @@ class Counting:
     def sum(self, values: list[float]) -> list[float]:
         return [value + self.others for value in values]
 
+    def save_s(self) -> float:
+        return 0.0
+
+    def join(self) -> None:
+        pass
+
     def save(self, step: int, *, wait: bool) -> None:
         self.saved.append(step)
 
