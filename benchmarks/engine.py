@@ -30,6 +30,7 @@ from diptych.cluster.job import Board, Job
 from diptych.cluster.journal import Journal
 from diptych.cluster.shapes import Shape, deepspeed_config
 from diptych.cluster.worker import Rank as Told
+from diptych.config import plain
 from diptych.data.batch import Batch
 from diptych.pretrain.loop import train
 from diptych.pretrain.optim import adamw, lr_at
@@ -81,7 +82,7 @@ class Ours:
         self.run = model.recipe(size)
         board = Board(multiprocessing.get_context("spawn"))
         silent: Any = Silent()
-        self.told = Told(rank, Job({}, {}, "/nowhere", "", 1, 0), self.run, board, silent)
+        self.told = Told(rank, Job({}, plain(shape), "/nowhere", "", 1, 0), self.run, board, silent)
         writer = Writer(
             run="/nowhere",
             recipe="bench",
