@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import logging
 import os
+import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +19,7 @@ from ..data.batch import Batch
 from ..errors import ClusterError
 from ..pretrain import ema
 from ..pretrain.checkpoint import EMA, WEIGHT, Checkpoint, base_digest
+from ..pretrain.compiled import compile_blocks
 from ..pretrain.optim import adamw
 from ..pretrain.run import Run
 from ..pretrain.task import Losses, Task, merge
@@ -30,8 +33,11 @@ class DeepSpeedEngine:
 
     def __init__(self, task: Task, run: Run, shape: Shape, writer: Writer) -> None:
         require_offload(shape)
+        require_compiler(shape)
         if shape.recompute:
             task.recompute()
+        if shape.compile:
+            compile_blocks(task.model)
         self.base = base_digest(task)
         optimiser = adamw(task, run.optim)
         for group in optimiser.param_groups:
@@ -179,6 +185,21 @@ def require_offload(shape: Shape) -> None:
         raise ClusterError(
             f"offload to {shape.nvme}: DeepSpeed cannot build its async_io here. Install libaio's "
             "headers (libaio-dev) and a C++ compiler on every node, or offload to 'cpu'."
+        )
+
+
+def require_compiler(shape: Shape) -> None:
+    """Asks, of this machine, whether torch.compile finds the compiler it calls, if it is to.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    names = ("CC", "gcc", "clang") if shape.gpus_per_worker else ("CXX", "g++", "clang++")
+    if shape.compile and not any(map(shutil.which, (os.environ.get(names[0], ""), *names[1:]))):
+        raise ClusterError(
+            f"compile: host {socket.gethostname()} has no compiler for torch.compile. Install "
+            f"{names[1]} on every node, name another in ${names[0]}, or set compile=false in the "
+            "shape."
         )
 
 

@@ -44,6 +44,8 @@ class Shape(Record):
     """Folder on a worker's own disk, for `offload_weights: nvme`."""
     recompute: bool = False
     """Compute activations again in the backward pass rather than keep them."""
+    compile: bool = False
+    """Put the model's repeated blocks through torch.compile; the first step then takes longer."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Rows of a worker's forward pass; gradients accumulate over the rest. All rows by default."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -60,6 +62,11 @@ class Shape(Record):
             )
         if self.offload_optimiser != "none" and not self.zero_stage:
             raise ValueError("offload_optimiser 'cpu' needs zero_stage 1 or more; it is 0")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile needs zero_stage 0, 1 or 2: at 3 the weights of a block come and go by "
+                "hooks that no compiler follows"
+            )
         if (self.offload_weights == "nvme") != (self.nvme is not None):
             raise ValueError("nvme names the folder of offload_weights 'nvme': set both or neither")
         return self

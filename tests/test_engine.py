@@ -1,14 +1,20 @@
 """What a shape may change of a run: how it is computed, never what."""
 
+import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ranks
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 
-from diptych.cluster.engine import require_offload
+from diptych.cluster.engine import require_compiler, require_offload
 from diptych.cluster.shapes import Shape, deepspeed_config, find_shape
 from diptych.errors import ClusterError, RecipeError
 from diptych.pretrain.checkpoint import open_checkpoint
+from diptych.pretrain.compiled import compile_blocks
 from diptych.pretrain.run import Run
 from diptych.pretrain.task import Task
 
@@ -33,8 +39,11 @@ JOBS: dict[str, dict[str, Any]] = {
     "dropout": trains(dropout=0.3),
     "dropout, recomputed": trains(dropout=0.3, shape={"recompute": True}),
     "dropout, recomputed at 3": trains(dropout=0.3, shape={"recompute": True, "zero_stage": 3}),
+    "compiled": trains(short=True, shape={"zero_stage": 1, "compile": True}),
+    "not compiled": trains(short=True, shape={"zero_stage": 1}),
     "frozen": trains(shape={"workers": 2, "zero_stage": 3}, freeze=["model.vision", "heads.mrm"]),
 }
+COMPILED = ("compiled", "not compiled")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +78,12 @@ def test_recomputed_activations_are_the_same(name: str, said: Said) -> None:
     assert said["dropout"] != said["plain"]
 
 
+def test_compiled_blocks_learn_the_same(said: Said) -> None:
+    assert said["compiled"] == pytest.approx(said["not compiled"], rel=1e-5)
+    compiled, plain = (open_checkpoint(f"{said['place']}/{name}") for name in COMPILED)
+    assert compiled.shapes == plain.shapes
+
+
 def test_frozen_parameters_are_not_kept_but_known(said: Said) -> None:
     found = open_checkpoint(f"{said['place']}/frozen")
     assert found.base and len(found.base) == 16
@@ -97,6 +112,11 @@ def test_other_frozen_parameters_are_refused(said: Said) -> None:
 def test_a_shape_that_cannot_be_is_refused(setting: str, complaint: str) -> None:
     with pytest.raises(RecipeError, match=complaint):
         find_shape("pair", [setting])
+
+
+def test_weights_that_come_and_go_are_not_compiled() -> None:
+    with pytest.raises(RecipeError, match="compile needs zero_stage 0, 1 or 2"):
+        find_shape("pair", ["compile=true", "zero_stage=3"])
 
 
 def test_an_optimiser_that_is_not_shared_out_stays_where_it_is() -> None:
@@ -133,6 +153,37 @@ def test_a_disk_that_deepspeed_cannot_use_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_, **__: True)
     require_offload(shape)
     require_offload(Shape())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "missing", "fix"), [(0, "CXX", "Install g[+][+]"), (1, "CC", "Install gcc")]
+)
+def test_a_machine_without_a_compiler_is_named(
+    gpus: int, missing: str, fix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shape = Shape(compile=True, gpus_per_worker=gpus)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(missing, raising=False)
+    with pytest.raises(ClusterError, match=f"{socket.gethostname()} has no compiler.*{fix}"):
+        require_compiler(shape)
+    require_compiler(Shape(gpus_per_worker=gpus))
+    monkeypatch.setenv(missing, sys.executable)
+    require_compiler(shape)
+
+
+def test_what_is_compiled_is_what_repeats(small: Any, text: Any) -> None:
+    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "norm_num_groups": 4}
+    unet: Any = UNet2DConditionModel(
+        **sizes,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+    )
+    assert compile_blocks(small().task(text).model) == {"Block": 1}
+    assert compile_blocks(unet).keys() == {"BasicTransformerBlock"}
+    with pytest.raises(RecipeError, match="Linear repeats no block"):
+        compile_blocks(nn.Linear(2, 2))
 
 
 def test_a_model_that_cannot_recompute_says_so(small: Any, text: Any) -> None:
