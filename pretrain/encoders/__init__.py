@@ -6,6 +6,7 @@ from .clip import Clip as Clip
 from .grid import Grid as Grid
 from .inception import Inception as Inception
 from .layout import Layout as Layout
+from .open_clip_text import OpenClipText as OpenClipText
 from .palette import Palette as Palette
 from .scribble import Scribble as Scribble
 from .soft_edges import SoftEdges as SoftEdges

@@ -5,7 +5,7 @@ B rows, D width of the shared space.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import field_validator
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ...data.cache import Side
 from ..encoder import Apply, Encoder, Rows
 from ..frozen import whole
+from ..open_clip_folder import opened
 
 
 class Clip(Encoder):
@@ -37,9 +38,7 @@ class Clip(Encoder):
     def build(self, folders: Mapping[str, Path], device: str) -> Apply:
         import open_clip  # imports for seconds
 
-        name = f"local-dir:{folders['weights']}"
-        made: Any = open_clip.create_model(name, device=device)
-        words, model = open_clip.get_tokenizer(name), made.float().eval()
+        model, words = opened(folders["weights"], device)
         how = open_clip.get_model_preprocess_cfg(model)
         side = how["size"][0] if isinstance(how["size"], (tuple, list)) else how["size"]
         mean, std = (torch.tensor(how[n], device=device)[:, None, None] for n in ("mean", "std"))
