@@ -9,7 +9,7 @@ from ..config import plain
 from ..data.verbs import bar
 from ..errors import RecipeError
 from ..finetune.classifier import open_classifier
-from ..finetune.guided import asked_for, guiding
+from ..finetune.guided import asked_for
 from ..finetune.inversion import invert, read_noise, write_noise
 from ..finetune.sample import Painter, grid, painter, write, write_png
 from ..finetune.start import Weights
@@ -59,8 +59,7 @@ def draw(
         given = judge.given([name for name in classes for _ in range(n)], led.scale, given)
     side = found.run.model.image_size
     size = how.size or (side, side)
-    guides = asked_for(controls, found, lambda name: find(name, runs), size, as_is=as_is)
-    change = guiding(guides) if guides else lambda view: view
+    change = asked_for(controls, found, lambda name: find(name, runs), size, as_is=as_is)
     with bar("sample", looks(how, len(each))) as told:
         images = found.draw(each, how, told=told, change=change, given=given)
     folder = out or Path("samples") / found.place.name

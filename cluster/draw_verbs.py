@@ -84,7 +84,8 @@ def sample(
 ) -> None:
     """Draw images from a diffusion run: PNG files and a grid, a row for each prompt.
 
-    --control names runs of `diptych finetune control`, or the hint's kind where RUN is one itself.
+    --control names runs of `diptych finetune control`, or the kind of a hint where RUN is one itself
+    or was trained with that hint beside its latents (model.beside).
     The size may be another than in training: such networks are convolutional. A class that a
     classifier leads to needs no prompt, and then no --guidance-scale: the empty text is drawn.
 

@@ -6,7 +6,7 @@ run of that base. H x W pixels, C channels.
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from ..data.transforms import Frame, frame
 from ..errors import CheckpointError, RecipeError
 from ..pretrain.checkpoint import EMA, WEIGHT, open_checkpoint
 from ..pretrain.control import Guide, Port, steered
-from ..pretrain.diffusion.generate import Change, generate
+from ..pretrain.diffusion.generate import Change, denoiser, generate
 from ..pretrain.diffusion.sampling import Sampling
 from ..pretrain.hint import Hint
+from ..pretrain.objective import View
 from ..pretrain.rundir import RunDir
 from .parts import KINDS
 from .sample import Painter
@@ -34,7 +35,7 @@ class Wanted:
     """One control of a command line: `RUN=PICTURE`, `RUN=PICTURE@0.7`."""
 
     run: str
-    """A run of a control; or the hint of the run that draws, where that is one."""
+    """A run of a control; or the kind of a hint that the run which draws sees itself."""
     picture: str
     weight: float = 1.0
 
@@ -136,8 +137,8 @@ def asked_for(
     size: tuple[int, int],
     *,
     as_is: bool = False,
-) -> list[Guide]:
-    """The guides of a command line.
+) -> Change:
+    """What the controls of a command line do to a view.
 
     Args:
         texts: see `wanted`.
@@ -145,17 +146,45 @@ def asked_for(
         find: a run by its name or URL.
         size: (width, height) of what is drawn.
         as_is: the pictures are hints already.
+
+    Raises:
+        RecipeError: no picture, no such run, or a weight for what stands beside the latents.
     """
     guides: list[Guide] = []
+    make = hint_as_is if as_is else hint_of
+    beside = denoiser(base.task).beside
+    stands: Tensor | None = None
     for one in map(wanted, texts):
+        if beside and one.run == beside.kind:
+            if one.weight != 1:
+                raise RecipeError(
+                    f"--control {one.run} is seen beside the latents and has no weight; leave "
+                    f"@{one.weight:g}."
+                )
+            stands = make(beside, one.picture, size)
+            continue
         own = base.task.control
         if own is not None and one.run == own.record.hint.kind:
             port = own
         else:
             port = open_control(find(one.run), base)
-        make = hint_as_is if as_is else hint_of
         guides.append(Guide(port, make(port.record.hint, one.picture, size), one.weight))
-    return guides
+
+    def change(view: View) -> View:
+        if beside and stands is not None:
+            view = seeing(view, beside, stands)
+        return steered(view, guides) if guides else view
+
+    return change
+
+
+def seeing(view: View, hint: Hint, hint_BCHW: Tensor) -> View:
+    """The view with a hint (B or 1 rows, uint8) beside the latents of all its rows."""
+    rows = view.batch.rows
+    many_BCHW = hint_BCHW.to(view.image_BCHW.device)
+    many_BCHW = many_BCHW.repeat(rows // len(many_BCHW), 1, 1, 1)
+    hints = {**view.batch.hints, hint.kind: many_BCHW}
+    return replace(view, batch=replace(view.batch, hints=hints))
 
 
 def draw(

@@ -60,6 +60,11 @@ def require(run: Run) -> None:
             f"{run.name} is told sizes and crops (model.placed); of the pipelines for one text "
             "encoder none is. Train without it, or draw with `diptych sample`."
         )
+    if model.beside:
+        raise ExportError(
+            f"{run.name} sees a {model.beside.kind} beside its latents (model.beside), which no "
+            "text-to-image pipeline draws. Use `diptych sample RUN --control`."
+        )
     stage = model.first_stage.kind
     if stage == "vq" and (model.tokens != _LDM_TOKENS or model.first_stage.factor != 8):
         raise ExportError(

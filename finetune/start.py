@@ -21,6 +21,7 @@ from ..pretrain.checkpoint import (
     open_checkpoint,
     require_base,
 )
+from ..pretrain.denoiser import Denoiser
 from ..pretrain.diffusion.context import ClipContext
 from ..pretrain.models.unet import ConditionalUnet
 from ..pretrain.run import Run
@@ -43,6 +44,8 @@ class Started:
     fresh: tuple[str, ...]
     left: tuple[str, ...]
     """In the checkpoint, but not in this task: the heads of other objectives."""
+    widened: tuple[str, ...] = ()
+    """What sees more channels here than there; of the new ones it begins with 0."""
 
 
 def start(task: Task, checkpoint: Checkpoint, kind: str = WEIGHT) -> Started:
@@ -54,6 +57,10 @@ def start(task: Task, checkpoint: Checkpoint, kind: str = WEIGHT) -> Started:
     found = _compare(task, checkpoint.shapes, checkpoint.url)
     state = task.state_dict()
     checkpoint.fill((name, kind, 0, state[name].view(-1)) for name in found.taken)
+    for name in found.widened:
+        theirs = state[name].new_empty(checkpoint.shapes[name])
+        checkpoint.fill([(name, kind, 0, theirs.view(-1))])
+        _widen(state[name], theirs)
     return found
 
 
@@ -68,13 +75,22 @@ def start_plain(task: Task, weights: Mapping[str, Tensor], url: str) -> Started:
     with torch.no_grad():
         for name in found.taken:
             state[name].copy_(weights[name])
+    for name in found.widened:
+        _widen(state[name], weights[name])
     return found
+
+
+@torch.no_grad()
+def _widen(ours: Tensor, theirs: Tensor) -> None:
+    ours.zero_()
+    ours[:, : theirs.shape[1]] = theirs
 
 
 def _compare(task: Task, shapes: Mapping[str, tuple[int, ...]], url: str) -> Started:
     state = task.state_dict()
     taken = [name for name in state if shapes.get(name) == tuple(state[name].shape)]
-    fresh = [name for name in state if name not in taken]
+    widened = [name for name in _entrances(task) if _wider(state[name], shapes.get(name, ()))]
+    fresh = [name for name in state if name not in (*taken, *widened)]
     frozen = {name for name, param in task.named_parameters() if not param.requires_grad}
     odd = [name for name in fresh if name.startswith("model.") and name not in frozen]
     if odd:
@@ -84,7 +100,20 @@ def _compare(task: Task, shapes: Mapping[str, tuple[int, ...]], url: str) -> Sta
             f"here and {theirs} there ({len(odd)} differ). Use the same model sizes."
         )
     left = [name for name in shapes if name not in state]
-    return Started(tuple(taken), tuple(fresh), tuple(left))
+    return Started(tuple(taken), tuple(fresh), tuple(left), tuple(widened))
+
+
+def _entrances(task: Task) -> list[str]:
+    """What sees the channels that a denoiser may have beside its latents."""
+    if isinstance(task.spec, Denoiser) and task.spec.beside:
+        return [f"model.{task.spec.entrance}"]
+    return []
+
+
+def _wider(ours: Tensor, theirs: Sequence[int]) -> bool:
+    mine = tuple(ours.shape)
+    alike = len(theirs) == len(mine) and (theirs[0], *theirs[2:]) == (mine[0], *mine[2:])
+    return alike and theirs[1] < mine[1]
 
 
 def fresh_task(run: Run, text: Text) -> Task:

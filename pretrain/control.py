@@ -6,16 +6,15 @@ U-Net. B rows, C channels, H x W pixels, h x w cells of a latent, L tokens, D wi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from ..config import Part, kinds, pick, unknown
+from ..config import Part
 from ..errors import RecipeError
 from .denoiser import Denoiser
-from .hint import Hint
+from .hint import AnyHint
 from .objective import Asked, View
 
 Steer = Callable[[Asked], Mapping[str, Any]]
@@ -63,17 +62,6 @@ def _sums(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     if not left or not right:
         return [*left, *right]
     return [one + other for one, other in zip(left, right, strict=True)]
-
-
-def _pick_hint(value: Any) -> Any:
-    from . import encoders  # which import the file of hints
-
-    table = {kind: part for kind, part in kinds(encoders).items() if issubclass(part, Hint)}
-    return pick(value, table, "hint")
-
-
-AnyHint = Annotated[Hint, BeforeValidator(_pick_hint)]
-"""A field of a record that takes any of the hints."""
 
 
 class Control(Part):
@@ -188,17 +176,3 @@ def _shown(guide: Guide) -> Tensor:
             f"made for {record.channels}."
         )
     return hint_BCHW.float() / 255
-
-
-def find_hint(kind: str) -> type[Hint]:
-    """A kind of hint.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
-    from . import encoders
-
-    table = {name: part for name, part in kinds(encoders).items() if issubclass(part, Hint)}
-    if kind not in table:
-        raise unknown(kind, list(table), "hint")
-    return cast(type[Hint], table[kind])

@@ -6,10 +6,13 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..errors import RecipeError
 from .diffusion.context import FrozenContext
 from .encoder import Encoder
 from .frozen import Frozen
+from .hint import AnyHint
 from .objective import Denoised, Sizes, View, Words
 from .reader import FrozenText
 from .staged import Staged
@@ -22,6 +25,8 @@ class Denoiser(Staged):
     """
 
     gives: ClassVar[type] = Denoised
+    entrance: ClassVar[str]
+    """The weight (out, in, ...) that sees what `channels_in` counts first."""
     width: int = Field(default=128, ge=8)
     """Of the text states."""
     text_depth: int = Field(default=1, ge=0)
@@ -31,6 +36,10 @@ class Denoiser(Staged):
     """Told the size of each picture, where it was cut and the size of the row, beside a mean of the
     text states: the micro-conditioning of SDXL (Podell et al. 2024, 2.2). Samples are drawn as of a
     picture of their own size that nothing was cut from, unless you say otherwise."""
+    beside: AnyHint | None = None
+    """A hint whose channels stand beside the latent's, at its size: conditioning by concatenation
+    (Rombach et al. 2022, 3.3). From the palette it learns super-resolution, from a layout semantic
+    synthesis. It begins at 0 where the run starts from one without."""
     texts: tuple[FrozenText, ...] = ()
     """Frozen text encoders in place of its own; their states stand end to end."""
 
@@ -45,6 +54,33 @@ class Denoiser(Staged):
     def encoders(self) -> Mapping[str, Encoder]:
         alone = self.texts if len(self.texts) == 1 else ()
         return {**super().encoders, **{text.encoder.kind: text.encoder for text in alone}}
+
+    @property
+    def channels_in(self) -> int:
+        """Of what the network sees: the latent's, and those of the hint beside it."""
+        return self.first_stage.channels + (self.beside.channels if self.beside else 0)
+
+    def seen(self, view: View) -> Tensor:
+        """(B, channels_in, h, w): the noised latent, and beside it the hint from -1 to 1, each cell
+        the mean of its pixels.
+
+        Raises:
+            RecipeError: there is neither the hint nor a picture to draw it of.
+        """
+        image_BCHW, hint = view.image_BCHW, self.beside
+        if hint is None:
+            return image_BCHW
+        hint_BCHW = view.batch.hints.get(hint.kind)
+        if hint_BCHW is None:
+            if not view.batch.image_BCHW.numel():
+                raise RecipeError(
+                    f"this model sees a {hint.kind} beside what it draws. Give it a picture: "
+                    f"diptych sample RUN --control {hint.kind}=PICTURE."
+                )
+            hint_BCHW = hint.live(view.batch.image_BCHW)
+        shares_BCHW = hint_BCHW.to(image_BCHW) / 127.5 - 1
+        cells_BChw = F.interpolate(shares_BCHW, image_BCHW.shape[2:], mode="area")
+        return torch.cat([image_BCHW, cells_BChw], 1)
 
     def frozen_context(self) -> FrozenContext:
         """What puts the states of its frozen encoders into one sequence."""

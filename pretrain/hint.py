@@ -8,12 +8,14 @@ pixels, C channels.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
+from ..config import Kinds, kinds, pick, unknown
 from ..errors import RecipeError
 from .encoder import Apply, Encoder, Rows
 
@@ -81,6 +83,32 @@ class Hint(Encoder):
         pictures = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         rows = [torch.from_numpy(self.drawn(picture)) for picture in pictures]
         return torch.stack(rows).to(image_BCHW.device)
+
+
+def find_hint(kind: str) -> type[Hint]:
+    """A kind of hint.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    table = _hints()
+    if kind not in table:
+        raise unknown(kind, list(table), "hint")
+    return cast(type[Hint], table[kind])
+
+
+def _hints() -> Kinds:
+    from . import encoders  # which import this file
+
+    return {kind: part for kind, part in kinds(encoders).items() if issubclass(part, Hint)}
+
+
+def _pick_hint(value: Any) -> Any:
+    return pick(value, _hints(), "hint")
+
+
+AnyHint = Annotated[Hint, BeforeValidator(_pick_hint)]
+"""A field of a record that takes any of the hints."""
 
 
 def sketched(gray_HW: np.ndarray, sigma: float) -> np.ndarray:

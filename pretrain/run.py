@@ -223,12 +223,13 @@ class Run(Record):
             raise ValueError("control is trained beside a finished model; name its run: start_from")
         if unread := [name for name in self.data.hints if name not in self._hints]:
             raise ValueError(
-                f"data.hints names {unread[0]!r}, which nothing reads; the control's hint is "
+                f"data.hints names {unread[0]!r}, which nothing reads; what is read is "
                 f"{', '.join(self._hints) or 'none'}"
             )
-        if self.sample_steps and self.control:
+        beside = isinstance(self.model, Denoiser) and self.model.beside
+        if self.sample_steps and (self.control or beside):
             raise ValueError(
-                "a control steers by pictures, of which samples.prompts know none; leave "
+                "a hint steers by pictures, of which samples.prompts know none; leave "
                 "sample_steps unset, and draw with `diptych sample RUN --control`"
             )
         if self.sample_steps and not isinstance(self.model, Denoiser):
@@ -300,8 +301,10 @@ class Run(Record):
     def _hints(self) -> dict[str, Hint | None]:
         """The hints that are read, by name; a mask of the loss is drawn by nobody."""
         found: dict[str, Hint | None] = {}
-        if self.control:
-            found[self.control.hint.kind] = self.control.hint
+        beside = self.model.beside if isinstance(self.model, Denoiser) else None
+        for hint in (beside, self.control.hint if self.control else None):
+            if hint:
+                found[hint.kind] = hint
         return {**found, "mask": None} if self.model.gives is Denoised else found
 
     def _wanted(self) -> dict[str, Wanted]:
@@ -366,8 +369,8 @@ class Run(Record):
 
     def _require_hints(self, url: str) -> None:
         """Refuses hints that would be drawn of pictures which a cache stands for."""
-        if self.control and self.control.hint.kind not in self.data.hints:
-            kind = self.control.hint.kind
+        drawn = [kind for kind, hint in self._hints.items() if hint]
+        for kind in set(drawn) - set(self.data.hints):
             raise RecipeError(
                 f"{url} stands for the pictures, of which the hint {kind!r} would be drawn. Make a "
                 f"cache of it, too (diptych data precompute DATA --encoder {kind} --size "

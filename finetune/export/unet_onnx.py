@@ -40,8 +40,8 @@ def require(run: Run) -> None:
         raise ExportError(
             f"{run.name} is of kind {run.model.kind!r}; --to onnx takes a denoiser of kind 'unet'."
         )
-    if run.model.classes or run.model.placed:
-        what = "classes" if run.model.classes else "placed"
+    more = {"classes": run.model.classes, "placed": run.model.placed, "beside": run.model.beside}
+    for what in (name for name, value in more.items() if value):
         raise ExportError(
             f"{run.name} is told more than time and text (model.{what}), for which the ONNX graph "
             "has no input. Train without it."

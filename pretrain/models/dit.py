@@ -23,6 +23,7 @@ class Dit(Denoiser):
     """Patches through blocks that time steers (adaLN-zero) and that attend to the text."""
 
     kind: ClassVar[str] = "dit"
+    entrance: ClassVar[str] = "enter.weight"
     patch: int = Field(default=2, ge=1)
     """Cells a side of a patch."""
     depth: int = Field(default=4, ge=1)
@@ -48,7 +49,7 @@ class DiffusionTransformer(nn.Module):
     def __init__(self, spec: Dit, vocabulary: int) -> None:
         super().__init__()
         width, self.patch = spec.width, spec.patch
-        values = spec.first_stage.channels * spec.patch**2
+        values, said = (n * spec.patch**2 for n in (spec.channels_in, spec.first_stage.channels))
         if spec.texts:
             self.context: nn.Module = spec.frozen_context()
         else:
@@ -57,20 +58,20 @@ class DiffusionTransformer(nn.Module):
             nn.init.normal_(self.words.weight, std=0.02)
         self.enter = nn.Linear(values, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.classes, self.recompute = len(spec.classes), False
+        self.classes, self.recompute, self.seen = len(spec.classes), False, spec.seen
         self.factor = spec.first_stage.factor
         self.place = nn.Linear(6 * _PLACE, width) if spec.placed else None
         self.kinds = nn.Embedding(self.classes + 1, width) if spec.classes else None
         self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.steer = nn.Linear(width, 2 * width)
-        self.leave = nn.Linear(width, values)
+        self.leave = nn.Linear(width, said)
         for layer in (self.steer, self.leave):  # says 0 at first
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, view: View) -> Denoised:
-        image_BCHW, time_B = view.image_BCHW, view.time_B
+        image_BCHW, time_B = self.seen(view), view.time_B
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
         context_BLD, real_BL = read_context(self, view)

@@ -23,6 +23,7 @@ class Unet(Denoiser):
     """Residual blocks at falling sizes, with attention to themselves and to the text."""
 
     kind: ClassVar[str] = "unet"
+    entrance: ClassVar[str] = "unet.conv_in.weight"
     channels: tuple[int, ...] = Field(default=(64, 128), min_length=2)
     """Of each level; each next level has half the height and width."""
     layers: int = Field(default=1, ge=1)
@@ -84,7 +85,7 @@ class ConditionalUnet(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # for seconds
 
         super().__init__()
-        self.classes, self.recompute = len(spec.classes), False
+        self.classes, self.recompute, self.seen = len(spec.classes), False, spec.seen
         self.placed, self.factor = spec.placed, spec.first_stage.factor
         if spec.texts:
             self.context: nn.Module = spec.frozen_context()
@@ -99,7 +100,7 @@ class ConditionalUnet(nn.Module):
         down = [_DOWN[attends] for attends in spec.levels]
         up = [_UP[attends] for attends in reversed(spec.levels)]
         made: Any = UNet2DConditionModel(
-            in_channels=spec.first_stage.channels,
+            in_channels=spec.channels_in,
             out_channels=spec.first_stage.channels,
             block_out_channels=spec.channels,
             layers_per_block=spec.layers,
@@ -115,7 +116,7 @@ class ConditionalUnet(nn.Module):
         self.unet = made
 
     def forward(self, view: View) -> Denoised:
-        image_BCHW, time_B = view.image_BCHW, view.time_B
+        image_BCHW, time_B = self.seen(view), view.time_B
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
         if self.recompute and not self.unet.is_gradient_checkpointing:
