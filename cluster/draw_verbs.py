@@ -84,8 +84,7 @@ def sample(
 ) -> None:
     """Draw images from a diffusion run: PNG files and a grid, a row for each prompt.
 
-    --control names runs of `diptych finetune control`, or the kind of a hint where RUN is one itself
-    or was trained with that hint beside its latents (model.beside).
+    --control names runs of `diptych finetune control`, or a hint by its kind where RUN sees one.
     The size may be another than in training: such networks are convolutional. A class that a
     classifier leads to needs no prompt, and then no --guidance-scale: the empty text is drawn.
 

@@ -1,4 +1,5 @@
-"""Pictures on their way into a shard: proven to decode, and shrunk when they are too large."""
+"""Pictures on their way into a shard: proven to decode, made JPEG or PNG where they are neither nor
+WebP, and shrunk when they are too large."""
 
 import io
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from . import decode
 from .items import Members, Unreadable
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_CONVERTED = {"AVIF": "jpg", "JPEG2000": "jpg", "BMP": "png", "GIF": "png", "TIFF": "png"}
+"""What becomes of other formats: JPEG of what was lossy, PNG of what was not or is transparent."""
 _SAVING: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "subsampling": 0},
     "png": {"format": "PNG"},
@@ -43,16 +46,18 @@ def ready(members: Members, fit: Fit) -> Members:
     """The members with the picture under its true extension, decoded once to prove it.
 
     Raises:
-        Unreadable: no picture of the three formats, a damaged one, or one with too many pixels.
+        Unreadable: no picture of a known format, a damaged one, or one with too many pixels.
     """
     blob = members["image"]
     try:
-        with Image.open(io.BytesIO(blob), formats=decode.FORMATS) as opened:
-            extension = _EXTENSIONS[opened.format or ""]
+        with Image.open(io.BytesIO(blob), formats=(*decode.FORMATS, *_CONVERTED)) as opened:
+            extension = _extension(opened)
             width, height = opened.size
             if width * height > decode.MAX_PIXELS:
                 raise Unreadable("too many pixels", f"{width} x {height}; make it smaller first")
             size = fit.size(width, height)
+            if size is None and opened.format in _CONVERTED:
+                size = width, height
             if size:
                 blob = _smaller(opened, size, extension, fit.quality)
             else:
@@ -68,8 +73,15 @@ def ready(members: Members, fit: Fit) -> Members:
     return {extension: blob, **{name: data for name, data in members.items() if name != "image"}}
 
 
+def _extension(opened: Image.Image) -> str:
+    kind = opened.format or ""
+    if kind in _CONVERTED:
+        return "png" if opened.has_transparency_data else _CONVERTED[kind]
+    return _EXTENSIONS[kind]
+
+
 def _smaller(opened: Image.Image, size: tuple[int, int], extension: str, quality: int) -> bytes:
-    """The picture upright at `size` (as it lies in the file), encoded as it was."""
+    """The picture upright at `size` (as it lies in the file), encoded again."""
     kept = opened.info.get("icc_profile") if opened.mode in ("L", "RGB", "RGBA") else None
     opened.draft(None, (2 * size[0], 2 * size[1]))  # None keeps the mode
     turned = opened.getexif().get(0x0112, 1) >= 5

@@ -226,8 +226,7 @@ class Run(Record):
                 f"data.hints names {unread[0]!r}, which nothing reads; what is read is "
                 f"{', '.join(self._hints) or 'none'}"
             )
-        beside = isinstance(self.model, Denoiser) and self.model.beside
-        if self.sample_steps and (self.control or beside):
+        if self.sample_steps and any(self._hints.values()):
             raise ValueError(
                 "a hint steers by pictures, of which samples.prompts know none; leave "
                 "sample_steps unset, and draw with `diptych sample RUN --control`"
@@ -300,11 +299,9 @@ class Run(Record):
     @property
     def _hints(self) -> dict[str, Hint | None]:
         """The hints that are read, by name; a mask of the loss is drawn by nobody."""
-        found: dict[str, Hint | None] = {}
-        beside = self.model.beside if isinstance(self.model, Denoiser) else None
-        for hint in (beside, self.control.hint if self.control else None):
-            if hint:
-                found[hint.kind] = hint
+        hints = [self.model.beside if isinstance(self.model, Denoiser) else None]
+        hints += [self.control.hint] if self.control else []
+        found: dict[str, Hint | None] = {hint.kind: hint for hint in hints if hint}
         return {**found, "mask": None} if self.model.gives is Denoised else found
 
     def _wanted(self) -> dict[str, Wanted]:
@@ -369,8 +366,7 @@ class Run(Record):
 
     def _require_hints(self, url: str) -> None:
         """Refuses hints that would be drawn of pictures which a cache stands for."""
-        drawn = [kind for kind, hint in self._hints.items() if hint]
-        for kind in set(drawn) - set(self.data.hints):
+        for kind in {kind for kind, hint in self._hints.items() if hint} - set(self.data.hints):
             raise RecipeError(
                 f"{url} stands for the pictures, of which the hint {kind!r} would be drawn. Make a "
                 f"cache of it, too (diptych data precompute DATA --encoder {kind} --size "

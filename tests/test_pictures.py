@@ -112,6 +112,36 @@ def test_the_extension_is_that_of_the_content() -> None:
     assert opened(ready({"image": several}, Fit(longest=20))["jpg"]).format == "JPEG"
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "extension", "error"),
+    [
+        ("BMP", {}, "png", 0),
+        ("TIFF", {"compression": "tiff_lzw"}, "png", 0),
+        ("TIFF", {"save_all": True, "append_images": [noise(9, 9)]}, "png", 0),
+        ("GIF", {"save_all": True, "append_images": [noise(60, 40)]}, "png", 40),
+        ("AVIF", {"quality": 95}, "jpg", 8),
+        ("JPEG2000", {}, "jpg", 8),
+    ],
+)
+def test_other_formats_become_one_of_the_three(
+    kind: str, options: dict[str, Any], extension: str, error: int
+) -> None:
+    image = noise(60, 40)
+    found = ready({"image": saved(image, kind, **options), "txt": b"a"}, Fit())
+    assert list(found) == [extension, "txt"]
+    pixels = decode.image(found[extension])[0].astype(int)
+    assert pixels.shape == (40, 60, 3)
+    assert np.abs(pixels - np.asarray(image).astype(int)).mean() <= error / 2
+    small = ready({"image": saved(image, kind, **options)}, Fit(longest=30))[extension]
+    assert opened(small).size == (30, 20)
+
+
+def test_what_is_transparent_stays_so_in_another_format() -> None:
+    for kind in ("TIFF", "AVIF"):
+        found = ready({"image": saved(noise(20, 20, "RGBA"), kind)}, Fit())
+        assert opened(found["png"]).mode == "RGBA"
+
+
 def cut(blob: bytes) -> bytes:
     return blob[: len(blob) // 2]
 
@@ -121,7 +151,8 @@ def cut(blob: bytes) -> bytes:
     [
         (b"", "not a JPEG, PNG or WebP"),
         (b"GIF89a" + bytes(50), "not a JPEG, PNG or WebP"),
-        (saved(noise(9, 9), "BMP"), "not a JPEG, PNG or WebP"),
+        (b"\0\0\0\x18ftypheic" + bytes(50), "not a JPEG, PNG or WebP"),
+        (cut(saved(noise(300, 300), "TIFF")), "cannot be decoded"),
         (cut(saved(noise(300, 300))), "cannot be decoded"),
         (cut(saved(noise(300, 300), "PNG")), "cannot be decoded"),
         (cut(saved(noise(300, 300), "WEBP")), "cannot be decoded"),

@@ -97,11 +97,11 @@ def test_what_a_folder_holds_besides_is_told(tmp_path: Path) -> None:
     assert all_told(source) == [
         ("a.png", (None, None)),
         ("c.png", (None, None)),
-        ("x.gif", "not a JPEG, PNG or WebP"),
+        ("x.gif", (None, None)),
         ("y.HEIC", "not a JPEG, PNG or WebP"),
         ("link", "link to a folder"),
         ("sub/b.png", (None, None)),
-        ("sub/z.tiff", "not a JPEG, PNG or WebP"),
+        ("sub/z.tiff", (None, None)),
     ]
     assert source.notes.ignored == {"hidden folder": 1, ".md": 1, ".txt": 1, "no suffix": 2}
 
@@ -503,3 +503,52 @@ def test_img2dataset_as_files_is_a_folder(tmp_path: Path) -> None:
         ("a caption", {"caption": "a caption", "width": 4})
     ]
     assert source.notes.ignored == {".parquet": 1}
+
+
+@pytest.mark.parametrize("comma", [",", ";", "\t", "|"])
+def test_a_csv_may_be_separated_otherwise(comma: str, tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    lines = [["file_name", "text", "by"], ["a.png", "one", "me"], ["b.png", '"t, w; o"', "you"]]
+    (tmp_path / "t.csv").write_text("".join(f"{comma.join(cells)}\r\n" for cells in lines))
+    assert all_told(open_source(str(tmp_path / "t.csv"))) == [
+        ("t.csv:2", ("one", {"by": "me"})),
+        ("t.csv:3", ("t, w; o", {"by": "you"})),
+    ]
+
+
+def test_a_json_list_is_a_table(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    rows_ = [{"image": "a.png", "caption": ["one", "two"], "id": 3}, 7, {"image": "b.png"}]
+    (tmp_path / "t.json").write_text(json.dumps(rows_))
+    assert all_told(open_source(str(tmp_path / "t.json"))) == [
+        ("t.json:0", ("one", {"caption": ["one", "two"], "id": 3})),
+        ("t.json:1", "unreadable row"),
+        ("t.json:2", (None, None)),
+    ]
+
+
+def test_coco_is_a_row_an_image(tmp_path: Path) -> None:
+    """Captions and boxes of COCO's two files; its ids count from anywhere, its order is free."""
+    pictures(tmp_path, "train/a.png", "train/b.png")
+    images = [{"id": 9, "file_name": "a.png", "width": 4}, {"id": 2, "file_name": "b.png"}]
+    boxes = [{"image_id": 9, "id": 1, "bbox": [0, 1, 2, 3], "category_id": 18, "iscrowd": 0}]
+    said = [{"image_id": 2, "id": 5, "caption": "one"}, {"image_id": 9, "id": 6, "caption": "dog"}]
+    said += [{"image_id": 2, "id": 7, "caption": "two"}]
+    whole = {"images": images, "annotations": boxes + said}
+    whole["categories"] = [{"id": 18, "name": "dog"}]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(whole))
+    dog = {"bbox": [0, 1, 2, 3], "category_id": 18, "iscrowd": 0, "category": "dog"}
+    assert all_told(open_source(str(path), root=str(tmp_path / "train"))) == [
+        ("coco.json:0", ("dog", {"id": 9, "width": 4, "captions": ["dog"], "objects": [dog]})),
+        ("coco.json:1", ("one", {"id": 2, "captions": ["one", "two"]})),
+    ]
+    for wrong, complaint in (
+        ("{", "is not JSON"),
+        ('"a"', "is a str. It should be a list"),
+        (json.dumps({**whole, "images": images[:1]}), r"1 image_ids of annotations, such as 2"),
+        (json.dumps({"images": [{"file_name": "a.png"}]}), "is not in the form of COCO: .*'id'"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(DataError, match=complaint):
+            list(open_source(str(path)))

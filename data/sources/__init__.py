@@ -15,7 +15,7 @@ def open_source(
     """The source at a path, told apart by what lies there.
 
     Args:
-        place: a folder, or a .csv, .tsv, .jsonl, .parquet or .arrow file.
+        place: a folder, or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file.
         columns: of a table; found by their names and types where None.
         split: of a Hugging Face dataset with several.
         root: folder that a table's paths are relative to and must stay in; the table's by default.
@@ -39,5 +39,5 @@ def open_source(
         return Table(path, columns, base or path.parent)
     raise DataError(
         f"{place}: {path.suffix or 'no suffix'} is no table that pack reads. Give a folder of "
-        "pictures, or a .csv, .tsv, .jsonl, .parquet or .arrow file."
+        "pictures, or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file."
     )

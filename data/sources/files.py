@@ -10,7 +10,8 @@ from .beside import SIDECARS, picture, stamp
 from .tables import Columns, bad_row, item, rows
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-_FOREIGN = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif")
+_CONVERTED = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff")
+_FOREIGN = (".heic", ".heif", ".jxl")
 
 
 def has_pictures(folder: Path) -> bool:
@@ -100,7 +101,8 @@ def _item(path: Path, inner: str, *, twice: bool) -> Item:
 
 
 def _is_picture(name: str) -> bool:
-    return is_image(_suffix(name)[1:]) and not name.startswith(".")
+    known = is_image(_suffix(name)[1:]) or _suffix(name) in _CONVERTED
+    return known and not name.startswith(".")
 
 
 def _suffix(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows of tables as inputs: which column is the picture, which the caption; CSV, TSV and JSONL."""
+"""Rows of tables as inputs: which column is the picture, which the caption."""
 
 import csv
 import hashlib
@@ -12,10 +12,11 @@ from typing import Any
 
 from ...errors import DataError
 from ..items import Item, Members, Notes, Unreadable, key_of, printable
+from . import json_table
 from .beside import picture, plain, stamp
+from .json_table import Row
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-Row = dict[str, Any]
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 _IMAGES = ("file_name", "image", "image_path", "filepath", "filename", "path", "file", "img")
 _IMAGES += ("jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -134,7 +135,7 @@ def _inside(where: str, root: Path) -> Path:
 
 
 class Table:
-    """The rows of a CSV, TSV or JSONL file."""
+    """The rows of a CSV, TSV, JSONL or JSON file."""
 
     def __init__(self, path: Path, columns: Columns, root: Path) -> None:
         self.path, self.columns, self.root = path, columns, root
@@ -157,14 +158,15 @@ def rows(path: Path) -> Iterator[tuple[str, Row | str]]:
     Raises:
         DataError: no such file, or no table at all.
     """
-    read = _json_rows if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows
+    suffix = path.suffix.lower()
+    lines = _json_lines if suffix in (".jsonl", ".ndjson") else _csv_rows
     try:
-        yield from read(path)
+        yield from json_table.rows(path) if suffix == ".json" else lines(path)
     except OSError as err:
         raise DataError(f"{path} cannot be read: {err.strerror}. Check the path.") from err
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, Row | str]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -180,8 +182,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
-    comma = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        comma = "\t" if path.suffix.lower() == ".tsv" else _comma(file.readline())
+        file.seek(0)
         reader = csv.reader(file, delimiter=comma, strict=True)
         try:
             header = next(reader, [])
@@ -192,6 +195,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
                     yield f"{path.name}:{reader.line_num}", _csv_row(header, cells)
         except csv.Error as err:
             raise DataError(f"{path}: line {reader.line_num}: {err}. Correct the table.") from err
+
+
+def _comma(header: str) -> str:
+    """What separates the columns of a .csv: a comma, or where the header has none, a semicolon (as
+    spreadsheets write in half of Europe), a tab or a bar."""
+    return next((mark for mark in ",;\t|" if mark in header), ",")
 
 
 def _csv_row(header: list[str], cells: list[str]) -> Row | str:
