@@ -129,8 +129,10 @@ def family(model: Model) -> Family:
         ExportError: transformers has no such model.
     """
     match model:
-        case TwoStream(tied=True, epsilon=1e-12, visual=Regions(geometry=4)):
+        case TwoStream(tied=True, pair="text", epsilon=1e-12, visual=Regions(geometry=4)):
             return LXMERT
+        case SingleStream(whole=True):
+            pass
         case SingleStream(order="post", visual=Regions(geometry=0)):
             return VISUAL_BERT
         case SingleStream(order="pre", visual=Patches(whole=True)):
@@ -142,8 +144,8 @@ def family(model: Model) -> Family:
     raise ExportError(
         f"transformers has no model like this {model.kind!r}. It has LXMERT (two_stream, tied, "
         "visual regions with geometry 4), VisualBERT (single_stream, order post, visual regions "
-        "with geometry 0), ViLT (single_stream, order pre, visual patches with whole) and BERT "
-        "(single_stream, order post, visual none)."
+        "with geometry 0, not whole), ViLT (single_stream, order pre, visual patches with whole) "
+        "and BERT (single_stream, order post, visual none)."
     )
 
 

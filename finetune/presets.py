@@ -181,6 +181,7 @@ def vqa_rad() -> Run:
             dropout=0.1,
             image_size=128,
             visual=visuals.Patches(patch=32),
+            packed=True,  # questions have 9 tokens of 32
         ),
         objectives=(heads.VisualQuestion(answers=YES_NO),),
         data=_data("vqa-rad", text="question"),

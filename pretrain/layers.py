@@ -3,7 +3,7 @@
 B rows, Q queries, K keys, S positions, L tokens, D width.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,21 @@ class Attention(nn.Module):
     """Multi-head attention with its residual and its norm."""
 
     def __init__(
-        self, width: int, heads: int, dropout: float, epsilon: float, order: Order = "post"
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        epsilon: float,
+        order: Order = "post",
+        context: int = 0,
     ) -> None:
+        """`context` is the width of what it attends to, if another; heads share the larger one."""
         super().__init__()
         self.heads, self.dropout, self.order = heads, dropout, order
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        context = context or width
+        inner = max(width, context)
+        self.query, self.key = nn.Linear(width, inner), nn.Linear(context, inner)
+        self.value, self.out = nn.Linear(context, inner), nn.Linear(inner, width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
 
     def forward(self, x_BQD: Tensor, mask: Mask, context_BKD: Tensor | None = None) -> Any:
@@ -77,21 +86,31 @@ class Layer(nn.Module):
         return self.norm(x_BSD + self.think(x_BSD))
 
 
+class Size(NamedTuple):
+    """Of the layers of one stream."""
+
+    width: int
+    heads: int
+    inner: int
+    """Width between the two layers of a perceptron; 0 for four times the width."""
+
+
 class CrossLayer(nn.Module):
     """Each side attends to the other, then to itself (LXMERT, Tan and Bansal 2019).
 
     With `tied` one set of weights looks both ways, as in LXMERT; else each side has its own, as in
-    ViLBERT (Lu et al. 2019).
+    ViLBERT (Lu et al. 2019), where regions may also be of another width.
     """
 
     def __init__(
-        self, width: int, heads: int, dropout: float, epsilon: float, inner: int, tied: bool
+        self, text: "Size", vision: "Size", dropout: float, epsilon: float, tied: bool
     ) -> None:
         super().__init__()
-        self.read = Attention(width, heads, dropout, epsilon)
-        self.look = None if tied else Attention(width, heads, dropout, epsilon)
-        self.text = Layer(width, heads, dropout, epsilon, inner=inner)
-        self.vision = Layer(width, heads, dropout, epsilon, inner=inner)
+        how = (vision.heads, dropout, epsilon, "post")
+        self.read = Attention(vision.width, *how, text.width)
+        self.look = None if tied else Attention(text.width, *how, vision.width)
+        self.text = Layer(text.width, text.heads, dropout, epsilon, inner=text.inner)
+        self.vision = Layer(vision.width, vision.heads, dropout, epsilon, inner=vision.inner)
 
     def forward(self, sides: tuple[Tensor, Tensor], masks: "Masks") -> tuple[Tensor, Tensor]:
         text_BLD, regions_BND = sides
@@ -124,13 +143,17 @@ class Words(nn.Module):
         nn.init.normal_(self.words.weight, std=0.02)
         nn.init.normal_(self.places, std=0.02)
 
-    def forward(self, tokens_BL: Tensor, packed: Side | None = None) -> Tensor:
-        """(B, L, D), or only the real ones, (1, T, D)."""
+    def forward(
+        self, tokens_BL: Tensor, packed: Side | None = None, more_BD: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D), or only the real ones, (1, T, D); `more_BD` is added to each word of a row."""
         if packed is None:
             text_BLD = self.words(tokens_BL) + self.places[: tokens_BL.shape[1]]
+            text_BLD = text_BLD if more_BD is None else text_BLD + more_BD[:, None]
         else:
             real_T = tokens_BL[packed.row_T, packed.place_T]
             text_BLD = (self.words(real_T) + self.places[packed.place_T])[None]
+            text_BLD = text_BLD if more_BD is None else text_BLD + more_BD[packed.row_T]
         return self.dropout(self.norm(text_BLD))
 
 
@@ -139,3 +162,9 @@ def run_layer(layer: nn.Module, recompute: bool, *inputs: Any) -> Any:
     if recompute and layer.training:
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)
+
+
+def mean_real(x_BND: Tensor, real_BN: Tensor) -> Tensor:
+    """(B, D): the mean of each row's real positions; 0 where it has none."""
+    count_B1 = real_BN.sum(1, keepdim=True).clamp(min=1)
+    return (x_BND * real_BN[..., None]).sum(1) / count_B1

@@ -8,6 +8,7 @@ import torch
 
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
+from diptych.errors import RecipeError
 from diptych.pretrain import packing
 from diptych.pretrain.packing import Side, bins_of, reach
 from diptych.pretrain.run import Run
@@ -18,6 +19,7 @@ Rows = Callable[..., Batch]
 SIZE = "width: 16, heads: 2, image_size: 16, tokens: 12"
 REGIONS = "visual: {kind: regions, count: 5, values: 6, geometry: 4}"
 STREAMS = f"{{kind: two_stream, {SIZE}, text_depth: 2, visual_depth: 1, cross_depth: 2"
+WIDE = "tied: false, visual_width: 24, visual_heads: 3, visual_inner: 20"
 STREAM = f"{{kind: single_stream, {SIZE}, depth: 2"
 MODELS = {
     "vlp": f"{{kind: vlp, {SIZE}, grid: 4, depth: 2, stem: 4",
@@ -25,6 +27,9 @@ MODELS = {
     "visual_bert": f"{STREAM}, order: post, {REGIONS}",
     "bert": f"{STREAM}, order: post, visual: {{kind: none}}",
     "lxmert": f"{STREAMS}, {REGIONS}",
+    "vl_bert": f"{STREAM}, order: post, whole: true, {REGIONS}",
+    "vilbert": f"{STREAMS}, {WIDE}, pair: product, {REGIONS}",
+    "wide_albef": f"{STREAMS}, {WIDE}, shared: 8, {REGIONS}",
     "albef": f"{STREAMS}, tied: false, shared: 8, visual: {{kind: patches, patch: 4}}",
 }
 MASKED = "{kind: mrm, share: 0.4}, {kind: mlm, rate: 0.3}"
@@ -33,6 +38,7 @@ OBJECTIVES = {name: ALL for name in MODELS} | {
     "bert": "[{kind: itm}, {kind: mlm, seq2seq: 0.5}]",
     "albef": "[{kind: itm, hard: true}, {kind: contrastive}, {kind: mlm, seq2seq: 0.3}]",
 }
+OBJECTIVES["wide_albef"] = OBJECTIVES["albef"]
 
 
 def batch(rows: Rows, text: Text) -> Batch:
@@ -133,3 +139,37 @@ def test_useful_tokens_are_counted(small: Callable[..., Run], text: Text, rows: 
     vilt = small(f"model={MODELS['vilt']}}}", "objectives=[{kind: itm}]").model
     words = int(given.real_BL.sum()) - int(given.real_BL[4].sum())
     assert packing.useful(vilt, given) == (words + 7 * 16, 8 * 28)
+
+
+def test_each_word_sees_the_whole_image(small: Callable[..., Run], text: Text, rows: Rows) -> None:
+    """VL-BERT: without a layer that looks across, words still change with the regions' mean."""
+    torch.manual_seed(0)
+    task = small(f"model={MODELS['vl_bert']}}}", "objectives=[{kind: mlm}]").task(text)
+    given, embedded = batch(rows, text), list[torch.Tensor]()
+    task.model.embed.norm.register_forward_hook(lambda _, __, said: embedded.append(said))
+    shuffled = {name: array.flip(0) for name, array in given.arrays.items()}
+    view = task.look(given)
+    with torch.no_grad():
+        task.model(view)
+        task.model(task.look(replace(given, arrays=shuffled)))
+    moved_BL = (embedded[0] - embedded[2]).abs().sum(2) > 1e-6  # 1 and 3 are of the regions
+    assert moved_BL[0].all() and given.arrays["features"].shape[1] == 5
+    no_region = {name: torch.zeros_like(array) for name, array in given.arrays.items()}
+    with torch.no_grad():
+        seen = task.model(task.look(replace(given, arrays=no_region)))
+    assert seen.tokens_BLD.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("visual_width: 24", "tied weights look both ways at one width"),
+        ("tied: false, visual_width: 25", "visual_width 25"),
+        ("tied: false, visual_width: 9, visual_heads: 3", "or 16 where both sides meet"),
+    ],
+)
+def test_widths_that_cannot_meet_are_refused(
+    setting: str, complaint: str, small: Callable[..., Run]
+) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        small(f"model={STREAMS}, {setting}, {REGIONS}}}")

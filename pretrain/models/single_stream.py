@@ -1,4 +1,5 @@
-"""One stream of words and regions: VisualBERT (Li et al. 2019), ViLT (Kim et al. 2021).
+"""One stream of words and regions: VisualBERT (Li et al. 2019), ViLT (Kim et al. 2021), VL-BERT
+(Su et al. 2020).
 
 SDPA. B rows, L tokens, N regions, D width.
 """
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..attend import joint_mask
-from ..layers import Layer, Mask, Order, run_layer
+from ..layers import Layer, Mask, Order, mean_real, run_layer
 from ..model import Model
 from ..objective import Seen, Sizes, View, Words, real_regions
 from ..packing import Side, bins_of, causal_ranks, reach
@@ -34,6 +35,9 @@ class SingleStream(Model):
     heads: int = Field(default=4, ge=1)
     depth: int = Field(default=3, ge=1)
     order: Order = "pre"
+    whole: bool = False
+    """Whether each word gets what the whole image looks like, as in VL-BERT: a linear layer of the
+    mean of its regions, hidden ones as they are hidden."""
     visual: AnyVisual = Patches()
     dropout: float = Field(default=0.0, ge=0, lt=1)
     epsilon: float = Field(default=1e-12, gt=0)
@@ -88,6 +92,7 @@ class Stream(nn.Module):
         self.layers = nn.ModuleList(
             Layer(spec.width, spec.heads, *whole, spec.order, spec.inner) for _ in range(spec.depth)
         )
+        self.whole = nn.Linear(spec.width, spec.width) if spec.whole else None
         if spec.order == "pre":
             self.sides = nn.Parameter(torch.zeros(2, spec.width))
             self.norm = nn.LayerNorm(spec.width, eps=spec.epsilon)
@@ -105,7 +110,8 @@ class Stream(nn.Module):
         if real_BN is None:
             real_BN = torch.ones_like(regions_BND[:, :, 0], dtype=torch.bool)
         run = self._packed if self.packed else self._padded
-        text_BLD, regions_BND = run(view, regions_BND, real_BN)
+        whole_BD = self.whole(mean_real(regions_BND, real_BN)) if self.whole else None
+        text_BLD, regions_BND = run(view, regions_BND, real_BN, whole_BD)
         return Seen(
             view=view,
             tokens_BLD=text_BLD,
@@ -114,20 +120,24 @@ class Stream(nn.Module):
             word_weights_VD=self.words.weight,
         )
 
-    def _padded(self, view: View, regions_BND: Tensor, real_BN: Tensor) -> tuple[Tensor, Tensor]:
-        text_BLD = self.embed(view.tokens_BL)
+    def _padded(
+        self, view: View, regions_BND: Tensor, real_BN: Tensor, whole_BD: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        text_BLD = self.embed(view.tokens_BL, more_BD=whole_BD)
         mask = joint_mask(view.real_BL, real_BN, view.causal_B)
         hidden_BSD = self._layers(text_BLD, regions_BND, mask)
         length = text_BLD.shape[1]
         return hidden_BSD[:, :length], hidden_BSD[:, length:]
 
-    def _packed(self, view: View, regions_BND: Tensor, real_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def _packed(
+        self, view: View, regions_BND: Tensor, real_BN: Tensor, whole_BD: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The same of real tokens alone; zeros where there are none. T real tokens."""
         text, regions = Side(view.real_BL), Side(real_BN)
         [bins] = bins_of([text, regions])
         ranks_T = causal_ranks(text, view.causal_B, regions)
         mask = reach(bins, bins, ranks_T, ranks_T)
-        text_1TD = self.embed(view.tokens_BL, text)
+        text_1TD = self.embed(view.tokens_BL, text, whole_BD)
         hidden_1TD = self._layers(text_1TD, regions.take(regions_BND), mask)
         length = text_1TD.shape[1]
         return text.put(hidden_1TD[:, :length]), regions.put(hidden_1TD[:, length:])

@@ -5,7 +5,7 @@ Post-LN layers, SDPA. B rows, L tokens, N regions, D width, E width of the share
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .. import layers
 from ..attend import region_keys, text_keys, text_mask
-from ..layers import CrossLayer, Layer, Masks, run_layer
+from ..layers import CrossLayer, Layer, Masks, Size, mean_real, run_layer
 from ..model import Model
 from ..objective import Seen, Sizes, Towers, View, Words, real_regions
 from ..packing import Side, bins_of, causal_ranks, reach
@@ -35,6 +35,16 @@ class TwoStream(Model):
     cross_depth: int = Field(default=2, ge=1)
     tied: bool = True
     """Whether one set of weights looks both ways in a cross layer (LXMERT), or two (ViLBERT)."""
+    visual_width: int = Field(default=0, ge=0)
+    """Of regions; 0 for `width`. At the end a linear layer brings them to `width`."""
+    visual_heads: int = Field(default=0, ge=0)
+    """Of layers of regions and of looking across; 0 for `heads`."""
+    visual_inner: int = Field(default=0, ge=0)
+    """As `inner`, of layers of regions; 0 for `inner` where they are as wide, else as wide as they
+    are (ViLBERT's 1024)."""
+    pair: Literal["text", "product"] = "text"
+    """What a pair is judged by: the first word's state (LXMERT), or that times the mean region's
+    (ViLBERT, whose first region is the whole image)."""
     visual: AnyVisual = Patches()
     shared: int = Field(default=0, ge=0)
     """Width of the space where the objective `contrastive` compares both sides before they meet;
@@ -49,8 +59,24 @@ class TwoStream(Model):
     def _fits(self) -> "TwoStream":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        regions, inner = self.sides[1], max(self.width, self.sides[1].width)
+        if regions.width % regions.heads or inner % regions.heads:
+            raise ValueError(
+                f"visual_width {regions.width}, or {inner} where both sides meet, is not a "
+                f"multiple of visual_heads {regions.heads}"
+            )
+        if self.tied and self.sides[0] != regions:
+            raise ValueError("tied weights look both ways at one width; set tied=false")
         self.visual.check(self.image_size)
         return self
+
+    @property
+    def sides(self) -> tuple[Size, Size]:
+        """Sizes of the layers of words and of regions."""
+        text = Size(self.width, self.heads, self.inner)
+        width = self.visual_width or self.width
+        inner = self.visual_inner or (self.inner if width == self.width else width)
+        return text, Size(width, self.visual_heads or self.heads, inner)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -87,20 +113,23 @@ class Streams(nn.Module):
     def __init__(self, spec: TwoStream, vocabulary: int) -> None:
         super().__init__()
         self.recompute, self.packed, whole = False, spec.packed, (spec.dropout, spec.epsilon)
-        size = (spec.width, spec.heads, *whole)
+        wide = spec.sides[1].width
         self.embed = layers.Words(vocabulary, spec.tokens, spec.width, *whole)
-        self.vision = spec.visual.build(spec.width, spec.image_size, spec.epsilon)
+        self.vision = spec.visual.build(wide, spec.image_size, spec.epsilon)
+        depths = zip(spec.sides, (spec.text_depth, spec.visual_depth), strict=True)
         self.text_layers, self.visual_layers = (
-            nn.ModuleList(Layer(*size, inner=spec.inner) for _ in range(depth))
-            for depth in (spec.text_depth, spec.visual_depth)
+            nn.ModuleList(Layer(*side[:2], *whole, inner=side.inner) for _ in range(depth))
+            for side, depth in depths
         )
         self.cross_layers = nn.ModuleList(
-            CrossLayer(*size, inner=spec.inner, tied=spec.tied) for _ in range(spec.cross_depth)
+            CrossLayer(*spec.sides, *whole, tied=spec.tied) for _ in range(spec.cross_depth)
         )
+        self.narrow = nn.Identity() if wide == spec.width else nn.Linear(wide, spec.width)
         self.pool = nn.Linear(spec.width, spec.width)
+        self.pool_image = nn.Linear(wide, spec.width) if spec.pair == "product" else None
         if spec.shared:
             self.share_text = nn.Linear(spec.width, spec.shared)
-            self.share_image = nn.Linear(spec.width, spec.shared)
+            self.share_image = nn.Linear(wide, spec.shared)
         self.shares = spec.shared > 0
 
     @property
@@ -127,11 +156,18 @@ class Streams(nn.Module):
         return Seen(
             view=view,
             tokens_BLD=met_BLD,
-            regions_BND=met_BND[:, max(0, extra) :],
-            pooled_BD=torch.tanh(self.pool(met_BLD[:, 0])),
+            regions_BND=self.narrow(met_BND[:, max(0, extra) :]),
+            pooled_BD=self._pooled(met_BLD, met_BND, keys_BN),
             word_weights_VD=self.words.weight,
             towers=self._towers(view, text_BLD, regions_BND, keys_BN) if self.shares else None,
         )
+
+    def _pooled(self, met_BLD: Tensor, met_BND: Tensor, keys_BN: Tensor | None) -> Tensor:
+        """(B, D) of each pair."""
+        pooled_BD = torch.tanh(self.pool(met_BLD[:, 0]))
+        if self.pool_image is None:
+            return pooled_BD
+        return pooled_BD * torch.tanh(self.pool_image(_mean(met_BND, keys_BN)))
 
     def _meet(self, text_BLD: Tensor, regions_BND: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         sides = text_BLD, regions_BND
@@ -159,20 +195,20 @@ class Streams(nn.Module):
             masks, words_BLD = _masks(other, keys_BN, text, regions), text_BLD[row_B]
             if text and regions:
                 packed = text.take(words_BLD), regions.take(regions_BND)
-                met_BLD = text.put(self._meet(*packed, masks)[0])
-            else:
-                met_BLD, _ = self._meet(words_BLD, regions_BND, masks)
-            return torch.tanh(self.pool(met_BLD[:, 0]))
+                met = self._meet(*packed, masks)
+                return self._pooled(text.put(met[0]), regions.put(met[1]), keys_BN)
+            return self._pooled(*self._meet(words_BLD, regions_BND, masks), keys_BN)
 
-        if keys_BN is None:
-            whole_BD = regions_BND.mean(1)
-        else:
-            whole_BD = (regions_BND * keys_BN[..., None]).sum(1) / keys_BN.sum(1, keepdim=True)
+        image_BE = self.share_image(_mean(regions_BND, keys_BN))
         return Towers(
             text_BE=F.normalize(self.share_text(text_BLD[:, 0]), dim=1),
-            image_BE=F.normalize(self.share_image(whole_BD), dim=1),
+            image_BE=F.normalize(image_BE, dim=1),
             pair=pair,
         )
+
+
+def _mean(regions_BND: Tensor, keys_BN: Tensor | None) -> Tensor:
+    return regions_BND.mean(1) if keys_BN is None else mean_real(regions_BND, keys_BN)
 
 
 def _masks(view: View, keys_BN: Tensor | None, text: Side | None, regions: Side | None) -> Masks:
