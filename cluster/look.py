@@ -34,6 +34,10 @@ def caption(
     references: Annotated[
         str | None, typer.Option(help="`txt` or a JSON field: a text or a list of them.")
     ] = None,
+    extra: Annotated[
+        list[Literal["meteor", "spice"]] | None,
+        typer.Option(help="A score more, by pycocoevalcap and Java; repeat it."),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="A .jsonl file for the captions.")] = None,
     limit: Limit = None,
     weights: WeightsOpt = None,
@@ -49,6 +53,8 @@ def caption(
         diptych caption my-captioner --image holiday.jpg --image s3://my-bucket/cat.png
 
         diptych caption my-captioner --data s3://my-bucket/coco/test --out captions.jsonl --json
+
+        diptych caption my-captioner --data ./test --extra meteor
 
         diptych caption my-captioner --how nucleus --share 0.8 --seed 3 --limit 100
     """
@@ -67,7 +73,8 @@ def caption(
     samples = min(limit or found.test.samples, found.test.samples)
     with bar("caption", samples) as told:
         written = gallery.captioned(found, decoder, field=references, limit=limit, told=told)
-    scores = score_captions([w.text for w in written], [w.references for w in written])
+    texts, theirs = [w.text for w in written], [w.references for w in written]
+    scores = score_captions(texts, theirs, extra or [])
     _keep([{"image": w.key, "text": w.text, "references": w.references} for w in written], out)
     if not json_:
         _say([(w.key, w.text) for w in written[:5]], False)

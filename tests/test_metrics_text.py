@@ -8,6 +8,7 @@ dependency (its wheel is 104 MB, nearly all of it METEOR and SPICE); where it is
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,27 @@ def test_java_agrees_on_real_sentences(tmp_path: Path) -> None:
     ours = [" ".join(tokenize(text)) for text in texts]
     assert len(ours) > 2000
     assert [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]] == []
+
+
+def test_meteor_is_asked_for() -> None:
+    pytest.importorskip("pycocoevalcap")
+    if not shutil.which("java"):
+        pytest.skip("METEOR runs in Java")
+    texts = [["a dog runs on the beach"], ["two cats sleep under a table", "cats that sleep"]]
+    same = score_captions([one[0] for one in texts], texts, ["meteor"])["meteor"]
+    near = score_captions(["a dog running on a beach", "cats sleep"], texts, ["meteor"])["meteor"]
+    far = score_captions(["a red car", "nothing"], texts, ["meteor"])["meteor"]
+    assert same == pytest.approx(1) and 0.2 < near < 0.9 and far < 0.1
+    with pytest.raises(DataError, match="get_stanford_models"):
+        score_captions([one[0] for one in texts], texts, ["spice"])
+
+
+def test_what_java_metrics_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(DataError, match="METEOR runs in Java, and there is no `java`"):
+        score_captions(["a"], [["a"]], ["meteor"])
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    for name in ("pycocoevalcap", "pycocoevalcap.spice.spice"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match="pip install --no-deps pycocoevalcap"):
+        score_captions(["a"], [["a"]], ["spice"])
