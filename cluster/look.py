@@ -15,6 +15,9 @@ from ..errors import RecipeError
 from .options import RunArg, Runs, WeightsOpt
 
 Data = Annotated[str | None, typer.Option(help="Other data than the recipe's test data.")]
+Extra = Annotated[
+    list[str] | None, typer.Option(help="meteor or spice, by pycocoevalcap and Java; repeat it.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
 
 
@@ -34,10 +37,7 @@ def caption(
     references: Annotated[
         str | None, typer.Option(help="`txt` or a JSON field: a text or a list of them.")
     ] = None,
-    extra: Annotated[
-        list[Literal["meteor", "spice"]] | None,
-        typer.Option(help="A score more, by pycocoevalcap and Java; repeat it."),
-    ] = None,
+    extra: Extra = None,
     out: Annotated[str | None, typer.Option(help="A .jsonl file for the captions.")] = None,
     limit: Limit = None,
     weights: WeightsOpt = None,
@@ -54,9 +54,7 @@ def caption(
 
         diptych caption my-captioner --data s3://my-bucket/coco/test --out captions.jsonl --json
 
-        diptych caption my-captioner --data ./test --extra meteor
-
-        diptych caption my-captioner --how nucleus --share 0.8 --seed 3 --limit 100
+        diptych caption my-captioner --how nucleus --share 0.8 --limit 100 --extra meteor
     """
     from ..finetune import gallery
     from ..finetune.metrics.captions import score_captions

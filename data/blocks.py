@@ -42,6 +42,7 @@ class Blocks:
         limit: bytes of blocks to hold or to be fetching; what the next step needs comes always.
         stop: set by another thread to end the waiting for a server that fails.
         beside: of other shards with rows for the same samples, wanted and dropped with these.
+        apart: these are not to be read ahead, since the others have it all; `raw` still reads.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Blocks:
         limit: int = 256 << 20,
         stop: threading.Event | None = None,
         beside: Sequence["Blocks"] = (),
+        apart: bool = False,
     ) -> None:
-        self.beside = tuple(beside)
+        self.beside, self.apart = tuple(beside), apart
         self.plan, self.pool, self.limit, self.stop = plan, pool, limit, stop
         self.lines = [LineCache(source.manifest) for source in plan.sources]
         self._blocks: dict[Place, Future[tuple[int, memoryview]]] = {}
@@ -79,6 +81,8 @@ class Blocks:
             blocks.want(refs, hurry=hurry)
         for source, epoch, window in {ref[:3] for ref in refs}:
             self._enter(source, epoch, window)
+        if self.apart:
+            return
         missing = {place for place in map(_PLACE, refs) if place not in self._blocks}
         if not missing:
             return
@@ -127,6 +131,10 @@ class Blocks:
     def record(self, ref: Ref) -> Record:
         """Where the members of a visit's sample are."""
         return self.entry(ref).record
+
+    def url(self, ref: Ref) -> str:
+        """The shard of a visit's sample."""
+        return self._url(ref.source, ref.shard)
 
     def forget(self, refs: Sequence[Ref]) -> None:
         """Drops the blocks of windows that no step after the one with `refs` will ask for."""

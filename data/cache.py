@@ -73,6 +73,8 @@ class Note:
     source_digest: str
     complete: bool
     """Whether every shard of the dataset has its tar."""
+    kept: bool = False
+    """Whether its rows have the samples' texts and records too, as they are now."""
 
 
 def used(spec: Spec, record: Record) -> dict[str, Member]:
@@ -297,7 +299,8 @@ def read_note(url: str) -> Note | None:
         if body["format"] != FORMAT:
             raise ValueError(f"it has format {body['format']}, this version writes {FORMAT}")
         spec = parse(Spec, body["spec"], source=place)
-        return Note(spec, body["source"], body["source_digest"], body["complete"])
+        kept = bool(body.get("kept"))
+        return Note(spec, body["source"], body["source_digest"], body["complete"], kept)
     except (ValueError, KeyError, TypeError, RecipeError) as err:
         raise StaleCacheError(
             f"{place} cannot be used: {err}. Choose another folder and make the cache again."
@@ -306,7 +309,7 @@ def read_note(url: str) -> Note | None:
 
 def write_note(url: str, note: Note) -> None:
     """Writes `cache.json`."""
-    body = {name: getattr(note, name) for name in ("source", "source_digest", "complete")}
+    body = {name: getattr(note, name) for name in ("source", "source_digest", "complete", "kept")}
     body = {"format": FORMAT, "spec": plain(note.spec), **body}
     storage.write(storage.join(url, NOTE), json.dumps(body, indent=1).encode())
 

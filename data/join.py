@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CrcError, ShardError, StaleCacheError
-from . import storage
+from . import kept, storage
 from .blocks import Blocks, Raw
 from .cache import Cache, content
 from .decode import sample
@@ -45,13 +45,23 @@ class Joined:
         """Whether they stand for the images."""
         return any("image" in column[0].spec.reads for column in self.columns)
 
-    def row(self, blocks: Blocks, ref: Ref, record: Record) -> dict[str, np.ndarray]:
-        """The arrays of a sample by name.
+    @property
+    def kept(self) -> bool:
+        """Whether one of them stands for all of the images and has the texts and records too."""
+        return self.images and any(
+            all(cache.note.kept for cache in column) for column in self.columns
+        )
+
+    def row(
+        self, blocks: Blocks, ref: Ref, record: Record
+    ) -> tuple[dict[str, np.ndarray], dict[str, memoryview] | None]:
+        """The arrays of a sample by name, and what `kept.blobs` finds of its other members.
 
         Raises:
             ShardError: they are of another sample, of other bytes, damaged, or could not be made.
         """
         found: dict[str, np.ndarray] = {}
+        beside_it: dict[str, memoryview] | None = None
         for column, beside in zip(self.columns, blocks.beside, strict=True):
             cache, raw = column[ref.source], beside.raw(ref)
             try:
@@ -59,7 +69,8 @@ class Joined:
             except CrcError:  # damaged on its way, perhaps: one more read will tell
                 row = _row(beside.again(ref))
             found |= _proven(cache, raw, row, record)
-        return found
+            beside_it = beside_it or kept.blobs(row["fields"], record)
+        return found, beside_it
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:

@@ -117,6 +117,9 @@ class Loader:
         self.ahead, self.threads, self.memory, self.pin = ahead, threads, memory, pin
         self.holes = holes or Holes(plan)
         self.hints = Hints(plan, recipe.hints)
+        own = recipe.arrays or any(not one.urls for one in recipe.hints.values())
+        self.apart = joined is not None and joined.kept and not own
+        """Whether the caches have all that a row needs, so that the shards are not read."""
         self._weight_S = _weights(plan)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
@@ -136,6 +139,7 @@ class Loader:
                 ahead=self.ahead,
                 memory=self.memory,
                 beside=self.joined.plans if self.joined else (),
+                apart=self.apart,
             )
             yield from walk
 
@@ -167,22 +171,25 @@ class Loader:
         ]
 
     def _row(self, blocks: Blocks, ref: Ref, wanted: Frame, image_CHW: np.ndarray) -> Row:
-        raw = blocks.raw(ref)
-        shard, key = self.plan.label(ref), raw.record.key
+        raw = None if self.apart else blocks.raw(ref)
+        record = raw.record if raw else blocks.record(ref)
+        shard, key = self.plan.label(ref), record.key
         draw = draws.row_key(self.recipe.seed, ref.epoch, shard, key)
         hole = Row(f"{shard}/{key}", draw, "", {}, hole=True, source=ref.source)
         if self.holes.reason(ref, key):
             image_CHW.fill(255)
             return hole
         try:
+            cached, kept = self.joined.row(blocks, ref, record) if self.joined else ({}, None)
+            if raw is None:
+                raw = blocks.raw(ref) if kept is None else Raw(blocks.url(ref), record, kept)
             found = self._decoded(blocks, ref, raw, wanted)
             _require(found, self.recipe, f"{raw.shard}: {key}")
             arrays = _arrays(found, self.recipe, f"{raw.shard}: {key}")
-            cached = self.joined.row(blocks, ref, raw.record) if self.joined else {}
             placed = self._put_image(blocks, ref, found, wanted, draw, image_CHW)
             hints = self.hints.of(blocks, ref, found, wanted, placed) if placed else {}
         except ShardError as fault:
-            self.holes.admit(ref, key, raw.record.span()[0], fault)
+            self.holes.admit(ref, key, record.span()[0], fault)
             image_CHW.fill(255)
             return hole
         text = str(_text(found, self.recipe) or "")

@@ -13,7 +13,8 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from ..config import plain
 from ..errors import DataError, ShardError
-from . import index, storage
+from . import index, kept, storage
 from .cache import (
     NOTE,
     ROW,
@@ -108,7 +109,8 @@ def begin(source: Manifest, spec: Spec, out: str) -> str:
         require_same(out, note, plain(spec))
     elif any(child.endswith(".tar") for child in storage.children(out)):
         raise DataError(f"{out} holds tars but no {NOTE}: no cache. Choose another --out.")
-    if note != Note(spec, source.url, source.digest, complete=True):
+    made = Note(spec, source.url, source.digest, complete=True)
+    if note not in (made, replace(made, kept=True)):
         write_note(out, Note(spec, source.url, source.digest, complete=False))
     return out
 
@@ -117,7 +119,18 @@ def seal(source: Manifest, spec: Spec, out: str) -> None:
     """Completes a cache whose every shard is there: the index of its tars, and last its note."""
     tars = [storage.join(out, storage.name(shard.url)) for shard in source.shards]
     index.build(tars, threads=8)
-    write_note(out, Note(spec, source.url, source.digest, complete=True))
+    keeps = kept.wanted(spec)
+    if keeps:
+        with ThreadPoolExecutor(8) as pool:
+            numbers = range(len(tars))
+            keeps = all(pool.map(lambda n: _keeps(source, n, tars[n]), numbers))
+    write_note(out, Note(spec, source.url, source.digest, complete=True, kept=keeps))
+
+
+def _keeps(source: Manifest, number: int, url: str) -> bool:
+    """Whether a tar has the texts and records of its shard as they are now."""
+    told = _head(url).get("kept")
+    return told is not None and told == kept.digest(index.open_lines(source, source.shards[number]))
 
 
 def shard(
@@ -150,8 +163,9 @@ def shard(
     if fresh:
         with tempfile.TemporaryDirectory(prefix="diptych-cache-") as home:
             path = Path(home) / "shard.tar"
-            faults = _write(path, origin, lines, encoder, spec, batch)
+            faults, keeps = _write(path, origin, lines, encoder, spec, batch)
             head = {"content": whole, "faults": len(faults), "first": _few(faults)}
+            head |= {"kept": kept.digest(lines)} if keeps else {}
             _fill(path, head)
             with open(path, "rb") as read, storage.writing(url) as written:
                 shutil.copyfileobj(read, written, 8 << 20)
@@ -178,21 +192,24 @@ def _require_encoder(encoder: Encoder, spec: Spec) -> None:
 
 def _write(
     path: Path, origin: Shard, lines: Lines, encoder: Encoder, spec: Spec, batch: int
-) -> list[str]:
-    """Writes the tar and returns what was wrong with samples that could not be decoded."""
+) -> tuple[list[str], bool]:
+    """Writes the tar; returns what was wrong with samples that could not be decoded, and whether
+    the texts and records of all are kept."""
     faults: list[str] = []
+    keeps = True
     most = max(1, int(_FAULTS * len(lines)))
     with tarfile.open(path, mode="w", format=tarfile.GNU_FORMAT) as archive:
         _add(archive, HEAD, b" " * _HEAD_BYTES)
         for rows in decoded(origin, lines, spec, batch):
             faults += [row.fault for row in rows if row.fault]
+            keeps = keeps and all(row.kept is not None for row in rows)
             if len(faults) > most:
                 raise ShardError(
                     f"{origin.url}: {len(faults)} samples or more of {len(lines)} cannot be "
                     f"encoded. The first: {faults[0]} Index the shard again, or mend it."
                 )
             _add_rows(archive, rows, encoder, spec, origin.url)
-    return faults
+    return faults, keeps
 
 
 def _fill(path: Path, head: dict[str, Any]) -> None:
@@ -212,7 +229,9 @@ def _add_rows(
 ) -> None:
     arrays = _encoded(rows, encoder)
     for row, found in zip(rows, arrays, strict=True):
-        told = {"content": row.content, **({"fault": row.fault} if row.fault else {})}
+        told: dict[str, Any] = {"content": row.content}
+        told |= {"fault": row.fault} if row.fault else {}
+        told |= {"kept": row.kept} if row.kept is not None else {}
         _add(archive, f"{row.key}.{ROW}", json.dumps(told).encode())
         for name in sorted(found):
             blob = _npy(found[name], spec.dtype, f"{url}: {row.key}.{name}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CrcError, ShardError
-from . import storage
+from . import kept, storage
 from .buckets import Buckets
 from .cache import Spec, content, used
 from .crew import crew
@@ -40,6 +40,8 @@ class Row:
     text: str | None = None
     """The text; or the JSON record and the image's size, for encoders that read records."""
     fault: str = ""
+    kept: dict[str, str] | None = None
+    """See `kept.cut`; None, too, where nothing is to be kept."""
 
 
 def decoded(origin: Shard, lines: Lines, spec: Spec, batch: int) -> Iterator[list[Row]]:
@@ -115,26 +117,29 @@ def _row(
 ) -> Row:
     made = content(spec, record)
 
-    def cut(data: bytes, start: int) -> dict[str, Any]:
+    def cut(data: bytes, start: int) -> tuple[dict[str, str] | None, dict[str, Any]]:
         blobs = {
             name: data[member.offset - start : member.offset - start + member.size]
             for name, member in used(spec, record).items()
         }
-        return sample(record, blobs, shard=origin.url, fit=size, exact=bool(spec.exact))
+        beside = kept.cut(record, data, start, origin.url) if kept.wanted(spec) else None
+        return beside, sample(record, blobs, shard=origin.url, fit=size, exact=bool(spec.exact))
 
+    beside = None
     try:
         try:
-            found = cut(data, start)
+            beside, found = cut(data, start)
         except CrcError:  # damaged on its way, perhaps: one more read will tell
-            found = cut(_span(origin, *record.span()), record.span()[0])
+            beside, found = cut(_span(origin, *record.span()), record.span()[0])
         image_CHW = _pixels(found, size, spec) if size else None
         text = _record(found) if "record" in spec.reads else None
         text = _text(found, spec) if spec.text else text
     except CrcError:
         raise  # no row of the bytes that the index names can be made of others
     except (ShardError, ValueError) as err:
-        return Row(record.key, made, fault=str(err).removeprefix(f"{origin.url}: "))
-    return Row(record.key, made, image_CHW, text)
+        fault = str(err).removeprefix(f"{origin.url}: ")
+        return Row(record.key, made, fault=fault, kept=beside)
+    return Row(record.key, made, image_CHW, text, kept=beside)
 
 
 def _pixels(found: dict[str, Any], size: tuple[int, int], spec: Spec) -> np.ndarray:

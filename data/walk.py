@@ -43,6 +43,8 @@ class Walk(Generic[T]):
     """Bytes of shards to hold, about; what the next step needs comes always."""
     beside: Sequence[Plan] = ()
     """The same plan on other shards, fetched in step with it: `Blocks.beside`."""
+    apart: bool = False
+    """Whether they alone are fetched: `Blocks.apart`."""
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
         """Yields (step, result)."""
@@ -77,7 +79,7 @@ class Walk(Generic[T]):
     def _results(self, over: threading.Event) -> Iterator[tuple[int, T]]:
         with crew(self.connections, "diptych-fetch") as pool:
             more = [Blocks(plan, pool, self.memory, over) for plan in self.beside]
-            blocks = Blocks(self.plan, pool, self.memory, over, more)
+            blocks = Blocks(self.plan, pool, self.memory, over, more, self.apart)
             planned: deque[tuple[int, list[Ref]]] = deque()
             begun: deque[tuple[int, list[Ref], Callable[[], T]]] = deque()
             step = self.start

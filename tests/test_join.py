@@ -19,7 +19,7 @@ from diptych.data.loader import Loader, Recipe
 from diptych.data.pack import Sample, tar
 from diptych.data.plan import Plan, Source
 from diptych.data.tokens import Text
-from diptych.errors import RecipeError, StaleCacheError
+from diptych.errors import RecipeError, StaleCacheError, StorageError
 from diptych.finetune.parts import KINDS
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
@@ -227,3 +227,61 @@ def test_a_cache_of_something_else_is_refused(
     plan = Plan(index.open_manifest(run.data.sources[0].url), run.seed, run.batch)
     with pytest.raises(error, match=said):
         run.joined(plan)
+
+
+def same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> bool:
+    return len(ours) == len(theirs) and all(
+        one.keys == other.keys
+        and one.texts == other.texts
+        and one.fields == other.fields
+        and torch.equal(one.arrays["latent"], other.arrays["latent"])
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def test_a_cache_of_images_has_the_texts_too_and_shards_are_not_read(
+    samples: Samples, dataset: Dataset, text: Text, tmp_path: Path
+) -> None:
+    source = dataset([samples(20), samples(13, first=20)])
+    plan = Plan(source, seed=3, batch=8)
+    opened = cache.open_cache(filled(source, tmp_path / "mean", Mean()), source)
+    assert opened.note.kept
+    bare = cache.Cache(opened.url, replace(opened.note, kept=False), opened.manifest)
+    read = batches(plan, text, Joined(plan, [[bare]]))
+    assert any(batch.fields[0] for batch in read) and all(batch.texts[0] for batch in read)
+    for shard in source.shards:
+        Path(storage.local_path(shard.url)).unlink()
+    assert same(batches(plan, text, Joined(plan, [[opened]])), read)
+    with pytest.raises(StorageError):
+        batches(plan, text, Joined(plan, [[bare]]))
+
+
+def test_new_captions_are_read_though_images_stay_cached(
+    samples: Samples, dataset: Dataset, text: Text, tmp_path: Path
+) -> None:
+    source = dataset([samples(16)])
+    url = filled(source, tmp_path / "mean", Mean())
+    changed = samples(16)
+    changed[5][1]["txt"] = b"a picture that is said to be another"
+    storage.write(str(tmp_path / "set/00000.tar"), tar(changed))
+    new = index.build([str(tmp_path / "set/00000.tar")])
+    assert filled(new, tmp_path / "mean", Mean()) == url
+    opened = cache.open_cache(url, new)
+    assert not opened.note.kept
+    forged = cache.Cache(url, replace(opened.note, kept=True), opened.manifest)
+    plan = Plan(new, seed=0, batch=16)
+    for each in (opened, forged):
+        [batch] = batches(plan, text, Joined(plan, [[each]]), stop=1)
+        at = [key.rpartition("/")[2] for key in batch.keys].index("000005")
+        assert batch.texts[at] == "a picture that is said to be another"
+
+
+@pytest.mark.parametrize("odd", [b"caf\xe9", b"a" * 70_000])
+def test_what_cannot_be_kept_is_read(
+    odd: bytes, samples: Samples, dataset: Dataset, tmp_path: Path
+) -> None:
+    some = samples(16)
+    some[5][1]["txt"] = odd
+    source = dataset([some])
+    opened = cache.open_cache(filled(source, tmp_path / "mean", Mean()), source)
+    assert not opened.note.kept

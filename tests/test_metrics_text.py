@@ -17,7 +17,7 @@ import pytest
 import timm
 from hypothesis import strategies as st
 
-from diptych.errors import DataError
+from diptych.errors import DataError, RecipeError
 from diptych.finetune.metrics.bleu import bleu
 from diptych.finetune.metrics.captions import score_captions
 from diptych.finetune.metrics.cider import cider_d, weights
@@ -174,6 +174,8 @@ def test_what_java_metrics_need_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(DataError, match="METEOR runs in Java, and there is no `java`"):
         score_captions(["a"], [["a"]], ["meteor"])
+    with pytest.raises(RecipeError, match="'meteo'"):
+        score_captions(["a"], [["a"]], ["meteo"])
     monkeypatch.setattr("shutil.which", lambda name: name)
     for name in ("pycocoevalcap", "pycocoevalcap.spice.spice"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from .bleu import bleu
 from .cider import cider_d
-from .java import EXTRAS
+from .java import extra
 from .ptb import tokenize
 from .rouge import rouge_l
 
@@ -28,4 +28,4 @@ def score_captions(
     rouge = [rouge_l(*pair) for pair in zip(ours, theirs, strict=True)]
     cider = cider_d(ours, theirs)
     found |= {"rouge_l": sum(rouge) / len(rouge), "cider_d": sum(cider) / len(cider)}
-    return {**found, **{name: EXTRAS[name](ours, theirs) for name in extras}}
+    return {**found, **{name: extra(name)(ours, theirs) for name in extras}}

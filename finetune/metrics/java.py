@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...config import unknown
 from ...errors import DataError
 
 Tokens = Sequence[str]
@@ -42,10 +43,19 @@ def spice(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) ->
     return _score("spice", "Spice", captions, references)
 
 
-EXTRAS: dict[str, Callable[[Sequence[Tokens], Sequence[Sequence[Tokens]]], float]] = {
-    "meteor": meteor,
-    "spice": spice,
-}
+Score = Callable[[Sequence[Tokens], Sequence[Sequence[Tokens]]], float]
+EXTRAS: dict[str, Score] = {"meteor": meteor, "spice": spice}
+
+
+def extra(name: str) -> Score:
+    """The score of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in EXTRAS:
+        raise unknown(name, list(EXTRAS), "score")
+    return EXTRAS[name]
 
 
 def _score(
