@@ -47,7 +47,8 @@ class Reading(NamedTuple):
 
 def reading(chart: Plan, run: Run, shape: Shape) -> Reading:
     """Blocks that ranks fetch, each once for its window: where slices of two ranks fall into one
-    block, both fetch it. How often, is counted over the first steps."""
+    block, both fetch it. How often, is counted over the first steps. Caches are read like the data,
+    and instead of it where they have all of it."""
     steps = min(run.steps, max(1, _LOOK_ROWS // run.batch))
     blocks: set[tuple[int, ...]] = set()
     fetched: set[tuple[int, ...]] = set()
@@ -61,11 +62,14 @@ def reading(chart: Plan, run: Run, shape: Shape) -> Reading:
                 if not rank:
                     shards.add((ref.source, ref.shard))
     again = len(fetched) / len(blocks)
+    joined = run.joined(chart)
+    own = [] if joined and joined.kept and not run.rows.own_members else [chart]
     requests = size = 0.0
-    for source, order, slots in zip(chart.sources, chart.orders, chart.mix.slots, strict=True):
-        epochs = run.steps * run.batch * slots / chart.mix.slots.sum() / source.manifest.samples
-        requests += epochs * order.blocks * again
-        size += epochs * source.manifest.bytes * again
+    for plan in [*own, *(joined.plans if joined else ())]:
+        for source, order, slots in zip(plan.sources, plan.orders, plan.mix.slots, strict=True):
+            epochs = run.steps * run.batch * slots / plan.mix.slots.sum() / source.manifest.samples
+            requests += epochs * order.blocks * again
+            size += epochs * source.manifest.bytes * again
     return Reading(math.ceil(requests), math.ceil(size), len(shards), steps)
 
 

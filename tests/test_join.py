@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diptych.cluster import costs
+from diptych.cluster.shapes import Shape
 from diptych.config import plain
 from diptych.data import cache, index, precompute, storage
 from diptych.data.batch import Batch
@@ -285,3 +287,20 @@ def test_what_cannot_be_kept_is_read(
     source = dataset([some])
     opened = cache.open_cache(filled(source, tmp_path / "mean", Mean()), source)
     assert not opened.note.kept
+
+
+def test_a_plan_counts_the_bytes_of_caches(
+    latent_run: Callable[..., Run],
+) -> None:
+    """Once over the data: those of the cache alone, or of both where it keeps no texts."""
+    run = latent_run("steps=6")
+    url = run.data.sources[0].caches[0]
+    note = cache.read_note(url)
+    assert note is not None and note.kept
+    source, kept = (index.open_manifest(one) for one in (run.data.sources[0].url, url))
+    plan = Plan(source, run.seed, run.batch)
+    epochs = run.steps * run.batch / source.samples
+    for keeps, size in ((True, kept.bytes), (False, kept.bytes + source.bytes)):
+        cache.write_note(url, replace(note, kept=keeps))
+        found = costs.reading(plan, run, Shape(workers=1))
+        assert found.bytes == pytest.approx(epochs * size, abs=2)
