@@ -11,6 +11,7 @@ from ..pretrain.run import Data, Optim, Run, parse_run
 from . import adapters, clip_folder, heads, presets
 from .foreign_recipe import complete
 from .parts import KINDS
+from .tuner import ATTENTION
 
 ANSWERS = (
     *("black", "blue", "brown", "circle", "gray", "green", "no"),
@@ -43,22 +44,29 @@ def vqa_easy() -> Run:
 
 
 def vqa_easy_lora() -> Run:
-    """As `vqa_easy`, but of the encoder LoRA of rank 8 alone, and a narrow head: 4 % are trained.
+    """As `vqa_easy`, but of the encoder LoRA alone, convolutions too, and a narrow head: 4 %.
 
-    diptych train vqa_easy_lora --set start_from=runs/vlp_easy    2 CPU cores: about 2 minutes
+    diptych train vqa_easy_lora --set start_from=runs/vlp_easy    2 CPU cores: about 8 minutes
 
-    Expected on the official test questions: about 84 %, where `vqa_easy` has 91 to 94 %.
+    Expected on the official test questions: about 95 % in 2,100 steps, where `vqa_easy` has 91 to
+    94 % in 700.
     """
     return Run(
         name="vqa_easy_lora",
         model=pretraining.easy_model(),
         objectives=(heads.VisualQuestion(answers=ANSWERS, inner=48),),
-        adapters=(adapters.Lora(rank=8, alpha=16),),
+        adapters=(
+            adapters.Lora(
+                rank=4,
+                alpha=16,
+                targets=(ATTENTION, "words", r"vision\.(convolve|project|whole)\.\d+"),
+            ),
+        ),
         start_from="s3://diptych-demo/runs/vlp_easy",
         data=vqa_easy().data,
-        optim=Optim(lr=3e-3, warmup_steps=50),
+        optim=Optim(lr=1.5e-3, warmup_steps=50),
         batch=64,
-        steps=700,
+        steps=2100,
         checkpoint_steps=100,
     )
 

@@ -111,9 +111,16 @@ def sides(run: Run, task: Task) -> list[Side]:
     """The sides that the run's adapters are on.
 
     Raises:
-        ExportError: an adapter has no layers of peft, or two are on one side.
+        ExportError: an adapter has no layers of peft, two are on one side, or one is on words.
     """
     found: list[Side] = []
+    held = layers(task.model)
+    words = [n for n, layer in held.items() if isinstance(layer.get_base_layer(), nn.Embedding)]
+    if words and hasattr(task.model, "unet"):
+        raise ExportError(
+            f"{run.name}: an adapter is on {words[0]!r}, and no loader of diffusers takes "
+            "one of an embedding. Export --to merged."
+        )
     for name, path in places(task.model):
         module = task.model.get_submodule(path) if path else task.model
         called = sorted({called for layer in layers(module).values() for called in names(layer)})

@@ -12,9 +12,10 @@ from torch import Tensor
 from diptych.data import tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
-from diptych.errors import CheckpointError, DataError, RecipeError
+from diptych.errors import CheckpointError, DataError, ExportError, RecipeError
 from diptych.finetune.merge import compose, merge, merged, plain_weights
 from diptych.finetune.parts import KINDS
+from diptych.finetune.sides import sides
 from diptych.finetune.start import fresh_task, trained_task
 from diptych.pretrain.adapter import adapt
 from diptych.pretrain.checkpoint import open_checkpoint
@@ -86,6 +87,23 @@ def test_it_says_nothing_at_first_and_merges_and_is_taken_out(
     alone, plain = merged(run, task, text)
     assert alone.adapters == () and plain.state_dict().keys() == base.state_dict().keys()
     torch.testing.assert_close(said(plain.eval(), batch), moved, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_of_words_and_convolutions_merges(text: Text, rows: Rows) -> None:
+    """An embedding's and a convolution's low rank, beside those of linear layers."""
+    targets = ["words", r"vision\.convolve\.\d+", r"blocks\.\d+\.qkv"]
+    run = recipe("vlp", {"kind": "lora", "rank": 2, "alpha": 4, "targets": targets})
+    batch, base, task = rows(3), make(recipe("vlp"), text), make(run, text, 0.3)
+    trained = {name for name, param in task.model.named_parameters() if param.requires_grad}
+    for part in ("words.lora_embedding_A", "vision.convolve.0.lora_B", "blocks.0.qkv.lora_A"):
+        assert any(name.startswith(part) for name in trained), part
+    moved = said(task, batch)
+    assert not torch.allclose(moved, said(base, batch), atol=1e-3)
+    _, alone = merged(run, task, text)
+    torch.testing.assert_close(said(alone, batch), moved, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(alone.model.words.weight, base.model.words.weight)
+    with pytest.raises(RecipeError, match="is the whole name of no module"):
+        make(recipe("vlp", {"kind": "lokr", "rank": 2, "targets": ["words"]}), text)
 
 
 @pytest.mark.parametrize("kind", [*LOW, "bias"])
@@ -257,3 +275,9 @@ def test_several_runs_are_composed_by_weight(text: Text, rows: Rows) -> None:
     wide = {**before, "model.enter.bias": torch.zeros(3)}
     with pytest.raises(CheckpointError, match=r"model\.enter\.bias is \(3,\) in a run"):
         compose(before, [(wide, 1.0)])
+
+
+def test_an_adapter_on_words_is_in_no_file_for_diffusers(text: Text) -> None:
+    run = recipe("unet", {"kind": "lora", "targets": ["words"]})
+    with pytest.raises(ExportError, match=r"an adapter is on 'words'.*--to merged"):
+        sides(run, make(run, text))

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import nn
 
 from ..tuner import Tuner
 
@@ -11,6 +12,7 @@ class Lora(Tuner):
     """Two matrices of low rank beside each weight."""
 
     kind: ClassVar[str] = "lora"
+    adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d, nn.Embedding)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of what the matrices see."""
 
