@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..data.plan import Plan
-from ..errors import RecipeError
+from ..errors import RecipeError, StaleCacheError
 from ..pretrain.run import Run
 from .shapes import Shape
 
@@ -62,7 +62,10 @@ def reading(chart: Plan, run: Run, shape: Shape) -> Reading:
                 if not rank:
                     shards.add((ref.source, ref.shard))
     again = len(fetched) / len(blocks)
-    joined = run.joined(chart)
+    try:
+        joined = run.joined(chart)
+    except StaleCacheError:  # not made yet, perhaps: a plan is made before them
+        joined = None
     own = [] if joined and joined.kept and not run.rows.own_members else [chart]
     requests = size = 0.0
     for plan in [*own, *(joined.plans if joined else ())]:
