@@ -66,7 +66,7 @@ def reading(chart: Plan, run: Run, shape: Shape) -> Reading:
         joined = run.joined(chart)
     except StaleCacheError:  # not made yet, perhaps: a plan is made before them
         joined = None
-    own = [] if joined and joined.kept and not run.rows.own_members else [chart]
+    own = [] if run.rows.without_shards(joined) else [chart]
     requests = size = 0.0
     for plan in [*own, *(joined.plans if joined else ())]:
         for source, order, slots in zip(plan.sources, plan.orders, plan.mix.slots, strict=True):

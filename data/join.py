@@ -47,10 +47,8 @@ class Joined:
 
     @property
     def kept(self) -> bool:
-        """Whether one of them stands for all of the images and has the texts and records too."""
-        return self.images and any(
-            all(cache.note.kept for cache in column) for column in self.columns
-        )
+        """Whether one of them, which then stands for the images, has the texts and records too."""
+        return any(all(cache.note.kept for cache in column) for column in self.columns)
 
     def row(
         self, blocks: Blocks, ref: Ref, record: Record

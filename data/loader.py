@@ -52,10 +52,10 @@ class Recipe:
     placed: bool = False
     """Whether the model is told the size of a picture and where it was cut."""
 
-    @property
-    def own_members(self) -> bool:
-        """Whether it wants more of a sample's own members than picture, text and record."""
-        return bool(self.arrays) or any(not one.urls for one in self.hints.values())
+    def without_shards(self, joined: Joined | None) -> bool:
+        """Whether caches have all that a row needs, so that no shard of the data is read."""
+        own = bool(self.arrays) or any(not one.urls for one in self.hints.values())
+        return joined is not None and joined.kept and not own
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ class Loader:
         self.ahead, self.threads, self.memory, self.pin = ahead, threads, memory, pin
         self.holes = holes or Holes(plan)
         self.hints = Hints(plan, recipe.hints)
-        self.apart = joined is not None and joined.kept and not recipe.own_members
-        """Whether the caches have all that a row needs, so that the shards are not read."""
+        self.apart = recipe.without_shards(joined)
         self._weight_S = _weights(plan)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:

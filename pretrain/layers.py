@@ -164,7 +164,9 @@ def run_layer(layer: nn.Module, recompute: bool, *inputs: Any) -> Any:
     return layer(*inputs)
 
 
-def mean_real(x_BND: Tensor, real_BN: Tensor) -> Tensor:
-    """(B, D): the mean of each row's real positions; 0 where it has none."""
+def mean_real(x_BND: Tensor, real_BN: Tensor | None) -> Tensor:
+    """(B, D): the mean of each row's real positions, of all where None; 0 where it has none."""
+    if real_BN is None:
+        return x_BND.mean(1)
     count_B1 = real_BN.sum(1, keepdim=True).clamp(min=1)
     return (x_BND * real_BN[..., None]).sum(1) / count_B1

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from diptych.finetune.parts import KINDS
 from diptych.finetune.pipeline import require
 from diptych.finetune.sample import Painter
 from diptych.finetune.start import start_plain
+from diptych.pretrain.denoiser import Denoiser
 from diptych.pretrain.diffusion.sampling import Sampling
 from diptych.pretrain.hint import find_hint
 from diptych.pretrain.run import Run, parse_run
@@ -69,7 +70,8 @@ def test_it_sees_what_came_or_is_drawn_of_the_pictures(
     task = task_of(run, text)
     drawn = said(task, batch)
     assert drawn.shape == (4, 3, 16, 16)
-    own_BCHW = find_hint("palette")(cells=2).live(batch.image_BCHW)  # type: ignore[call-arg]
+    palette: Any = find_hint("palette")
+    own_BCHW = palette(cells=2).live(batch.image_BCHW)
     assert torch.equal(said(task, hints(batch, own_BCHW)), drawn)
     other = said(task, hints(batch, own_BCHW.flip(0)))
     assert all(not torch.equal(one, two) for one, two in zip(other, drawn, strict=True))
@@ -79,11 +81,12 @@ def test_cells_of_a_latent_see_the_mean_of_their_pixels(
     text: Text, rows: Callable[..., Batch]
 ) -> None:
     run = settings(UNET, {"kind": "canny"})
+    spec: Any = run.model
     hint_BCHW = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
     hint_BCHW[:, :, 0, 0] = 255
     task = task_of(run, text)
     view = task.look(replace(rows(4), hints={"canny": hint_BCHW}))
-    seen = run.model.seen(view)  # type: ignore[attr-defined]
+    seen = spec.seen(view)
     assert seen.shape == (4, 4, 16, 16)
     assert torch.equal(seen[:, :3], view.image_BCHW)
     assert seen[0, 3, 0, 0] == -0.5 and bool((seen[0, 3].flatten()[1:] == -1).all())
@@ -94,8 +97,8 @@ def test_it_begins_as_the_model_without(
     model: dict[str, Any], text: Text, rows: Callable[..., Batch]
 ) -> None:
     base, wide = task_of(settings(model, None), text), task_of(settings(model), text, seed=1)
-    found = start_plain(wide, base.state_dict(), "/base")
-    assert found.widened == (f"model.{wide.spec.entrance}",)  # type: ignore[attr-defined]
+    found, spec = start_plain(wide, base.state_dict(), "/base"), cast(Denoiser, wide.spec)
+    assert found.widened == (f"model.{spec.entrance}",)
     assert not any(name.startswith("model.") for name in found.fresh)
     torch.testing.assert_close(said(wide, rows(4)), said(base, rows(4)), rtol=0, atol=1e-5)
     with pytest.raises(CheckpointError, match="does not fit the model"):

@@ -167,7 +167,7 @@ class Streams(nn.Module):
         pooled_BD = torch.tanh(self.pool(met_BLD[:, 0]))
         if self.pool_image is None:
             return pooled_BD
-        return pooled_BD * torch.tanh(self.pool_image(_mean(met_BND, keys_BN)))
+        return pooled_BD * torch.tanh(self.pool_image(mean_real(met_BND, keys_BN)))
 
     def _meet(self, text_BLD: Tensor, regions_BND: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         sides = text_BLD, regions_BND
@@ -199,16 +199,12 @@ class Streams(nn.Module):
                 return self._pooled(text.put(met[0]), regions.put(met[1]), keys_BN)
             return self._pooled(*self._meet(words_BLD, regions_BND, masks), keys_BN)
 
-        image_BE = self.share_image(_mean(regions_BND, keys_BN))
+        image_BE = self.share_image(mean_real(regions_BND, keys_BN))
         return Towers(
             text_BE=F.normalize(self.share_text(text_BLD[:, 0]), dim=1),
             image_BE=F.normalize(image_BE, dim=1),
             pair=pair,
         )
-
-
-def _mean(regions_BND: Tensor, keys_BN: Tensor | None) -> Tensor:
-    return regions_BND.mean(1) if keys_BN is None else mean_real(regions_BND, keys_BN)
 
 
 def _masks(view: View, keys_BN: Tensor | None, text: Side | None, regions: Side | None) -> Masks:
