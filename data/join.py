@@ -67,7 +67,8 @@ class Joined:
             except CrcError:  # damaged on its way, perhaps: one more read will tell
                 row = _row(beside.again(ref))
             found |= _proven(cache, raw, row, record)
-            beside_it = beside_it or kept.blobs(row["fields"], record)
+            if beside_it is None:
+                beside_it = kept.blobs(row["fields"], record)
         return found, beside_it
 
 

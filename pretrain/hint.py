@@ -8,14 +8,14 @@ pixels, C channels.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from ..config import Kinds, kinds, pick, unknown
+from ..config import kinds, pick
 from ..errors import RecipeError
 from .encoder import Apply, Encoder, Rows
 
@@ -85,26 +85,11 @@ class Hint(Encoder):
         return torch.stack(rows).to(image_BCHW.device)
 
 
-def find_hint(kind: str) -> type[Hint]:
-    """A kind of hint.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
-    table = _hints()
-    if kind not in table:
-        raise unknown(kind, list(table), "hint")
-    return cast(type[Hint], table[kind])
-
-
-def _hints() -> Kinds:
+def _pick_hint(value: Any) -> Any:
     from . import encoders  # which import this file
 
-    return {kind: part for kind, part in kinds(encoders).items() if issubclass(part, Hint)}
-
-
-def _pick_hint(value: Any) -> Any:
-    return pick(value, _hints(), "hint")
+    hints = {kind: part for kind, part in kinds(encoders).items() if issubclass(part, Hint)}
+    return pick(value, hints, "hint")
 
 
 AnyHint = Annotated[Hint, BeforeValidator(_pick_hint)]

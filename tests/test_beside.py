@@ -21,7 +21,7 @@ from diptych.finetune.sample import Painter
 from diptych.finetune.start import start_plain
 from diptych.pretrain.denoiser import Denoiser
 from diptych.pretrain.diffusion.sampling import Sampling
-from diptych.pretrain.hint import find_hint
+from diptych.pretrain.encoders import Palette
 from diptych.pretrain.run import Run, parse_run
 from diptych.pretrain.rundir import RunDir
 from diptych.pretrain.task import Task
@@ -70,8 +70,7 @@ def test_it_sees_what_came_or_is_drawn_of_the_pictures(
     task = task_of(run, text)
     drawn = said(task, batch)
     assert drawn.shape == (4, 3, 16, 16)
-    palette: Any = find_hint("palette")
-    own_BCHW = palette(cells=2).live(batch.image_BCHW)
+    own_BCHW = Palette(cells=2).live(batch.image_BCHW)
     assert torch.equal(said(task, hints(batch, own_BCHW)), drawn)
     other = said(task, hints(batch, own_BCHW.flip(0)))
     assert all(not torch.equal(one, two) for one, two in zip(other, drawn, strict=True))
