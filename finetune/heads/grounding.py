@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 from ...errors import DataError
 from ...pretrain.objective import Objective, Score, Seen, Sizes, real_regions
@@ -127,6 +126,8 @@ def _given(seen: Seen) -> Tensor:
 
 
 def _distance(found_B4: Tensor, truth_B4: Tensor) -> Tensor:
+    from torchvision.ops import generalized_box_iou_loss  # imports for longer than torch itself
+
     apart_B = (found_B4 - truth_B4).abs().sum(1)
     return 5 * apart_B + 2 * generalized_box_iou_loss(found_B4, truth_B4, reduction="none")
 
