@@ -33,10 +33,11 @@ def layout(seen: Read) -> str:
         return "kohya"
     if seen.config or any(name.startswith("base_model.model.") for name in names):
         return "peft"
-    if any(_PARTS.search(name) for name in names):
+    if any(_PARTS.search(name) or "lora" in name for name in names):
         return "diffusers"
     small = len(names) <= 2 and all(len(shape) <= 2 for shape in seen.shapes.values())
-    return "embedding" if small and names else "model"
+    parts = any(name.endswith((".weight", ".bias")) for name in names)
+    return "embedding" if small and names and not parts else "model"
 
 
 def modules(seen: Read) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -145,14 +146,28 @@ def _kohya(seen: Read, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"ss_network_alpha is no number: {told!r}."
 
 
+def remarks(seen: Read, kind: str) -> Iterator[str]:
+    """What only some loaders of a layout take."""
+    parts = {part for each in modules(seen).values() for part in each}
+    if kind == "kohya" and any(part.startswith(("lokr_", "hada_")) for part in parts):
+        yield "it holds LoKr or LoHa, which diffusers refuses: ComfyUI and A1111 read it"
+
+
 def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What does not fit the modules of a base: `base[side]["shapes"]` by module."""
+    if kind == "embedding":
+        yield from _embedding(seen, base)
     if kind in ("model", "embedding"):
         return
+    fit = {name: _in_base(name, kind, base, seen) for name in modules(seen)}
+    if strange := [name for name, where in fit.items() if where is None]:
+        yield (
+            f"{strange[0]} is no module of the base ({len(strange)} of {len(fit)} are none); the "
+            "base is another, or a key was renamed."
+        )
     for name, parts in modules(seen).items():
-        where = _in_base(name, kind, base, seen)
+        where = fit[name]
         if where is None:
-            yield f"{name} is no module of the base; the base is another, or a key was renamed."
             continue
         rows, columns = where[0], where[1]
         for down, up in _PAIRS:
@@ -163,6 +178,15 @@ def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -
                     f"{name} is for a weight of ({parts[up][0]}, {parts[down][1]}), the "
                     f"base's is ({rows}, {columns})."
                 )
+
+
+def _embedding(seen: Read, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Words must be as wide as those of the base's text encoder, the one table that it looks up."""
+    shapes: Mapping[str, tuple[int, ...]] = base.get("text_encoder", {}).get("shapes", {})
+    widths = [shape[1] for name, shape in shapes.items() if name.endswith("token_embedding")]
+    for name, shape in seen.shapes.items():
+        if widths and shape[-1] not in widths:
+            yield f"{name} is {shape[-1]} wide, the base's words are {widths[0]}."
 
 
 def _in_base(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import ExportError
 from .adapter_file import ACCOUNT
-from .layouts import Read, against_base, alphas, layout, rules
+from .layouts import Read, against_base, alphas, layout, remarks, rules
 from .prove import is_pickle
 
 _OWN = ("proof.json", "README.md")
@@ -93,8 +93,20 @@ def _file(found: Verdict, file: Path, base: Mapping[str, Mapping[str, Any]] | No
     if ACCOUNT in seen.metadata:
         found.wrong += _account(seen, json.loads(seen.metadata[ACCOUNT]), base)
     found.wrong += rules(seen, kind)
+    found.wrong += _broken(file)
+    found.notes += remarks(seen, kind)
     if base:
         found.wrong += against_base(seen, kind, base)
+
+
+def _broken(file: Path) -> Iterator[str]:
+    """Numbers that would turn every picture black."""
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+            tensor = opened.get_tensor(name)
+            if tensor.is_floating_point() and not tensor.float().isfinite().all():
+                yield f"{name} holds numbers that are not finite: it was damaged, or diverged."
+                return
 
 
 def _account(

@@ -301,6 +301,24 @@ def test_foreign_files_are_told_what_is_wrong_with_them(tmp_path: Path) -> None:
         verify(tmp_path / "one").require()
 
 
+def test_what_loaders_drop_in_silence_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "theirs.safetensors"
+    head = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    hadamard = {f"{head}.hada_w{n}_{side}": torch.ones(4, 4) for n in "12" for side in "ab"}
+    save_file({**hadamard, f"{head}.alpha": torch.tensor(4.0)}, file)
+    assert "which diffusers refuses" in " ".join(verify(file).notes) and not verify(file).wrong
+    hadamard[f"{head}.hada_w1_a"][0, 0] = torch.nan
+    save_file({**hadamard, f"{head}.alpha": torch.tensor(4.0)}, file)
+    assert f"{head}.hada_w1_a holds numbers that are not finite" in " ".join(verify(file).wrong)
+    old = "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
+    save_file({f"{old}.down.weight": torch.ones(4, 8), f"{old}.up.weight": torch.ones(8, 4)}, file)
+    assert "belongs to no adapter (2 such)" in " ".join(verify(file).wrong)
+    save_file({"emb_params": torch.ones(2, 768)}, file)
+    words = {"text_encoder": {"shapes": {"text_model.embeddings.token_embedding": (99, 32)}}}
+    assert verify(file).layout == "embedding" and not verify(file).wrong
+    assert "is 768 wide, the base's words are 32" in " ".join(verify(file, words).wrong)
+
+
 def test_new_words_load_into_diffusers(text: Text, tmp_path: Path) -> None:
     values = {
         "name": "my-words",
