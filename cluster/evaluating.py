@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Text = str | None
 Data = Annotated[Text, typer.Option(help="Other test data than the recipe's.")]
+By = Annotated[Text, typer.Option(help="Also apart by this field of the records.")]
 Limit = Annotated[int | None, typer.Option(help="Only so many samples of it.")]
 Step = Annotated[int | None, typer.Option(help="Of a checkpoint; the newest.")]
 Samples = Annotated[int, typer.Option(help="Images to draw and judge, of denoisers.")]
@@ -43,6 +44,7 @@ def evaluate(
     runs: Runs = "runs",
     data: Data = None,
     limit: Limit = None,
+    by: By = None,
     weights: WeightsOpt = None,
     step: Step = None,
     samples: Samples = 0,
@@ -72,6 +74,8 @@ def evaluate(
 
         diptych evaluate s3://my-bucket/runs/vqa_easy --json
 
+        diptych evaluate vqa_rad --by answer_type
+
         diptych evaluate ldm --samples 500 --classifier vqa --ask "what color is it?=color" --workers 4
     """  # noqa: E501
     from ..finetune.score import finished
@@ -81,7 +85,7 @@ def evaluate(
     found = finished(find(run, runs), data=data, weights=weights, step=step)
     facts: dict[str, Any] = {"step": found.checkpoint.step, "weights": found.weights}
     if not samples:
-        facts |= _scored(found, limit)
+        facts |= _scored(found, limit, by)
     else:
         how = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta, "seed": seed}
         hung = _hung(found, prompts, samples, {**how, "sampler": sampler})
@@ -92,11 +96,12 @@ def evaluate(
     show(facts, json_, title=found.place.name)
 
 
-def _scored(found: "Finished", limit: int | None) -> dict[str, float]:
+def _scored(found: "Finished", limit: int | None, by: str | None) -> dict[str, float]:
     from ..finetune.score import score
 
-    with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
-        return score(found, limit=limit, told=told)
+    passes = 3 if by else 2
+    with bar("evaluate", passes * min(limit or found.test.samples, found.test.samples)) as told:
+        return score(found, limit=limit, by=by, told=told)
 
 
 def _hung(found: "Finished", prompts: str | None, samples: int, how: dict[str, Any]) -> "Hung":

@@ -11,15 +11,17 @@ from ..data.batch import Batch
 from ..data.index import Manifest, open_manifest
 from ..data.loader import Recipe, once
 from ..data.tokens import Text
-from ..errors import RunError
+from ..errors import DataError, RunError
 from ..pretrain.checkpoint import Checkpoint, open_checkpoint
-from ..pretrain.evaluate import evaluate, shuffled
+from ..pretrain.evaluate import evaluate, grouped, shuffled
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
 from .heads import VisualQuestion
 from .parts import KINDS
 from .start import Weights, kept, trained_task
+
+_MOST_VALUES = 50
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,35 @@ def score(
     *,
     limit: int | None = None,
     control: bool = True,
+    by: str | None = None,
     told: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, float]:
     """Loss and accuracy over the test data, with right and with shuffled images.
 
     `shuffled.…` rows use another sample's image: what they lose is what the image gave. Without
-    `control` they are left out.
+    `control` they are left out. `by` names a field of the records: rows `field=value.…` are of the
+    samples with that value, such as the questions of one type.
     """
     right = evaluate(found.task, found.batches(limit), told=told)
+    if by:
+        right |= dict(sorted(_by(found, by, limit, told).items()))
     if not control:
         return right
     wrong = evaluate(found.task, found.batches(limit), change=shuffled, told=told)
     return {**right, **{f"shuffled.{name}": value for name, value in wrong.items()}}
+
+
+def _by(
+    found: Finished, field: str, limit: int | None, told: Callable[[int], None]
+) -> dict[str, float]:
+    scores = evaluate(found.task, found.batches(limit), parts=grouped(field), told=told)
+    values = {name.partition(".")[0] for name in scores}
+    if len(values) > _MOST_VALUES:
+        raise DataError(
+            f"--by {field}: {len(values)} values are more than {_MOST_VALUES}. Name a field that "
+            "sorts the samples into kinds."
+        )
+    return scores
 
 
 def majority(found: Finished, field: str = "answer") -> float:

@@ -1,12 +1,13 @@
 """Scores of a task over a whole dataset, every sample once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
 
 from ..data.batch import Batch
+from ..errors import DataError
 from .task import Task
 
 
@@ -16,12 +17,29 @@ def shuffled(batch: Batch) -> Batch:
     return replace(batch, image_BCHW=batch.image_BCHW.roll(1, 0), arrays=arrays)
 
 
+def grouped(field: str) -> Callable[[Batch], Iterator[tuple[str, Batch]]]:
+    """Parts for `evaluate`: the rows of a batch by a field of their records."""
+
+    def parts(batch: Batch) -> Iterator[tuple[str, Batch]]:
+        rows: defaultdict[str, list[int]] = defaultdict(list)
+        for row, fields in enumerate(batch.fields):
+            if field not in fields:
+                there = ", ".join(sorted(fields)) or "none"
+                raise DataError(f"{batch.keys[row]} has no field {field!r}; it has: {there}.")
+            rows[str(fields[field])].append(row)
+        for value, found in rows.items():
+            yield f"{field}={value}.", batch.pick(torch.tensor(found))
+
+    return parts
+
+
 @torch.no_grad()
 def evaluate(
     task: Task,
     batches: Iterable[Batch],
     *,
     change: Callable[[Batch], Batch] = lambda batch: batch,
+    parts: Callable[[Batch], Iterable[tuple[str, Batch]]] = lambda batch: [("", batch)],
     told: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, float]:
     """Loss and accuracy of each objective, the mean over all rows with a target.
@@ -30,15 +48,17 @@ def evaluate(
         task: put into evaluation mode and back.
         batches: every sample once.
         change: what is done to each batch before; `shuffled` for the wrong images.
+        parts: what of each batch is scored apart, and what is put before the names of its scores.
         told: told of the rows of each batch, for a progress bar.
     """
     totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     training = task.training
     task.eval()
     for batch in batches:
-        for name, (total, count) in task(change(batch)).sums.items():
-            totals[name][0] += float(total)
-            totals[name][1] += float(count)
+        for prefix, part in parts(change(batch)):
+            for name, (total, count) in task(part).sums.items():
+                totals[prefix + name][0] += float(total)
+                totals[prefix + name][1] += float(count)
         told(batch.rows)
     task.train(training)
     return {name: total / count for name, (total, count) in totals.items() if count}

@@ -19,7 +19,7 @@ from diptych.data import index, storage
 from diptych.data.index import Manifest
 from diptych.data.pack import Sample, tar
 from diptych.data.tokens import Text
-from diptych.errors import DiptychError, ExportError, RecipeError, RunError, ShardError
+from diptych.errors import DataError, DiptychError, ExportError, RecipeError, RunError, ShardError
 from diptych.finetune.export import folder
 from diptych.finetune.export.folder import Loaded, load
 from diptych.finetune.prove import TOLERANCE, check
@@ -75,6 +75,17 @@ def found(
         losses.total.backward()
         optimiser.step()
     return finished(keep(run, task, text))
+
+
+def test_scores_by_a_field_of_the_records(found: Finished) -> None:
+    scores = score(found, control=False, by="answer")
+    parts = [scores[f"answer={color}.vqa.accuracy"] for color in COLORS]
+    assert sum(parts) / 3 == pytest.approx(scores["vqa.accuracy"])  # 8 samples of each
+    apart = [scores[f"answer={color}.vqa.loss"] for color in COLORS]
+    assert sum(apart) / 3 == pytest.approx(scores["vqa.loss"], rel=1e-5)
+    assert len(set(apart)) == 3
+    with pytest.raises(DataError, match="has no field 'kind'; it has: answer, question"):
+        score(found, by="kind")
 
 
 @pytest.fixture(scope="module")
