@@ -453,6 +453,14 @@ def test_a_damaged_parquet_file_is_an_error(
         list(open_source(str(path)))
 
 
+def test_two_columns_of_one_name_in_parquet_are_an_error(tmp_path: Path) -> None:
+    names = ["image", "caption", "caption"]
+    table = pyarrow.table([pyarrow.array([text]) for text in ("a.png", "x", "y")], names=names)
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="comes twice"):
+        list(open_source(str(tmp_path / "x.parquet")))
+
+
 def test_an_arrow_file_cut_short_is_an_error(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "one", 0, 100)
     path = folder / "data-00001-of-00002.arrow"

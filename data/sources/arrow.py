@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import DataError
 from ..items import Item, Notes
-from .tables import Columns, item
+from .tables import Columns, item, require_distinct
 
 _ROWS = 32
 """Rows in memory at once."""
@@ -37,7 +37,7 @@ class ArrowFiles:
                     yield item(row, columns, root=self.root, **where)
             except (pyarrow.ArrowException, OSError) as err:
                 raise DataError(
-                    f"{path} is damaged or no such table: {err}. Get it again."
+                    f"{path} is damaged or no such table: {str(err).rstrip('.')}. Get it again."
                 ) from err
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any], Columns]]:
@@ -46,6 +46,7 @@ class ArrowFiles:
         if first is None:
             return
         names = first.schema.names
+        require_distinct(names, path)
         images = picture_columns(first.schema)
         columns = self.columns.named(names, source=str(path), images=images)
         dropped = {field.name for field in first.schema if _binary(field.type)} - {columns.image}

@@ -152,6 +152,16 @@ class Table:
             yield item(row, columns, name=name, root=self.root)
 
 
+def require_distinct(columns: list[str], path: Path) -> None:
+    """Two columns of one name would be one, and the other lost.
+
+    Raises:
+        DataError: there are some.
+    """
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{path}: a column's name comes twice in {columns}. Rename one.")
+
+
 def rows(path: Path) -> Iterator[tuple[str, Row | str]]:
     """Yields (name, row) of a table; what is wrong with it stands in place of a bad row.
 
@@ -188,8 +198,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
         reader = csv.reader(file, delimiter=comma, strict=True)
         try:
             header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise DataError(f"{path}: a column's name comes twice in {header}. Rename one.")
+            require_distinct(header, path)
             for cells in reader:
                 if cells:
                     yield f"{path.name}:{reader.line_num}", _csv_row(header, cells)
