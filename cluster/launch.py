@@ -226,6 +226,26 @@ def _left_s(pulses: dict[Member, Pulse], grace_s: float) -> float:
 
 
 @contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What Ray starts within it is of a process group of its own.
+
+    `timeout`, a shell and many schedulers send SIGTERM to the whole group: without its servers the
+    run could keep no checkpoint. Ray has no option for it; it calls this between fork and exec.
+    """
+    bound: Callable[[], None] = ray._private.utils.set_kill_on_parent_death_linux  # pyright: ignore
+
+    def bound_and_apart() -> None:
+        os.setpgrp()
+        bound()
+
+    ray._private.utils.set_kill_on_parent_death_linux = bound_and_apart  # pyright: ignore
+    try:
+        yield
+    finally:
+        ray._private.utils.set_kill_on_parent_death_linux = bound  # pyright: ignore
+
+
+@contextlib.contextmanager
 def cluster(address: str | None, shape: Shape) -> Iterator[None]:
     """A Ray cluster: a private one on this machine, or the one at an address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -234,7 +254,8 @@ def cluster(address: str | None, shape: Shape) -> Iterator[None]:
     if address is None:
         cpus = max(os.cpu_count() or 1, shape.workers * shape.cpus_per_worker)
         auth.ensure_token()  # Ray would make one that everybody can read
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        with _apart():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     else:
         ray.init(address=address, **options)
     try:
