@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 KILLS ?= 10
 BENCH := PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks
 
-.PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery bench-vlp reproduce-vlp
-.PHONY: chaos chaos-save install format clean
+.PHONY: demo test bench-data bench-checkpoint bench-engine bench-recovery bench-goodput bench-vlp
+.PHONY: reproduce-vlp chaos chaos-save install format clean
 .PHONY: reproduce-dreambooth reproduce-control reproduce-diffusion bench-diffusion
 
 demo: install
@@ -50,6 +50,10 @@ bench-engine: install
 # From SIGKILL to the next step, and from submitting to the first, beside torchrun and Ray Train.
 bench-recovery: install
 	OMP_NUM_THREADS=1 $(BENCH).recovery $(ARGS)
+
+# What a kill every 30 steps leaves of training, beside torchrun with torch.save.
+bench-goodput: install
+	OMP_NUM_THREADS=1 $(BENCH).recovery.goodput $(ARGS)
 
 # Resumable, in parts: `make reproduce-dreambooth BASE=runs/t2i_tiny20 MINUTES=25`, again and again.
 BASE ?= runs/t2i_tiny20

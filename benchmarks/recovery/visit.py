@@ -27,7 +27,7 @@ class Visit:
     """One job of an arm in a folder of its own.
 
     Args:
-        arm: `ours`, `torchrun` or `ray train`.
+        arm: `ours`, `torchrun`, `torch.save` (by torchrun, too) or `ray train`.
         run: the recipe.
         folder: on this disk.
         url: the run's folder.
@@ -121,4 +121,5 @@ class Visit:
         torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node=2"]
         torchrun += ["--max-restarts=99", "--monitor-interval=0.1", "--rdzv-backend=c10d"]
         torchrun += ["--rdzv-endpoint=127.0.0.1:0"]
-        return [*torchrun, str(here / "torchrun_rank.py"), *told]
+        script = "torch_save_rank.py" if arm == "torch.save" else "torchrun_rank.py"
+        return [*torchrun, str(here / script), *told]

@@ -1,0 +1,120 @@
+"""`make bench-goodput`: what is left of training when a rank is killed every 30 steps.
+
+Useful steps x the step time of a calm run / wall, from the first step to the last: 1 would be a run
+that nothing disturbs and that keeps nothing. Beside Diptych stands what is usually written for
+torchrun: DistributedDataParallel, AdamW and `torch.save` to this disk; both keep a checkpoint
+every ten steps. A kill costs seconds whatever a step costs, so the step time is printed too.
+
+    make bench-goodput
+    make bench-goodput ARGS="--rounds 1 --kills 2 --rows 64"
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diptych.cluster.bucket import serve
+from diptych.cluster.launch import cluster
+from diptych.cluster.shapes import Shape
+from diptych.pretrain.run import Run
+
+from .. import ratios
+from ..chaos import recipe
+from ..rounds import Row, interleave, rows
+from ..stream.home import HOME
+from .diary import Diary
+from .visit import Visit
+
+ARMS = ("ours", "torch.save", "ours again")
+GOAL = 0.95
+_WINDOW = 5
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measures and prints; returns a row for each arm."""
+    parser = argparse.ArgumentParser(prog="make bench-goodput", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=4, help="of a visit")
+    parser.add_argument("--every", type=int, default=30, help="steps between kills, 6 or more")
+    parser.add_argument("--rows", type=int, default=512, help="of a global batch")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--home", type=Path, default=HOME / "goodput")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier measurements")
+    asked = parser.parse_args(arguments)
+    asked.home.mkdir(parents=True, exist_ok=True)
+    record = asked.home / "results.jsonl"
+    if asked.fresh:
+        record.unlink(missing_ok=True)
+    home = Path(tempfile.mkdtemp(prefix="diptych-goodput-"))
+    with serve(home / "weed", "goodput"), cluster(None, Shape(workers=2)):
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        run = recipe("s3://goodput/easy", 100_000).model_copy(update={"batch": asked.rows})
+
+        def one(arm: str) -> Row:
+            return _measure(arm, run, home, address, asked)
+
+        arms = asked.arms.split(",")
+        interleave("goodput", arms, one, rounds=asked.rounds, record=record, told=_tell)
+    shutil.rmtree(home, ignore_errors=True)
+    return _report(list(rows(record)), arms)
+
+
+def _measure(arm: str, run: Run, home: Path, address: str, asked: Any) -> Row:
+    name = f"{arm.replace(' ', '-')}-{len(list(home.iterdir()))}"
+    visit = Visit(
+        arm.removesuffix(" again"), run, home / name, f"s3://goodput/runs/{name}", address
+    )
+    try:
+        visit.go(asked.kills, asked.every)
+    except RuntimeError as err:
+        return {"error": str(err)}
+    return judged(Diary(home / name / "diary").news())
+
+
+def judged(lines: list[dict[str, Any]]) -> Row:
+    """Goodput and what it is made of, of the diary of a visit."""
+    steps = [line for line in lines if line["what"] == "step"]
+    first, last = steps[0], steps[-1]
+    calm = [  # of several steps, because a driver hears of them four times a second
+        (after["t"] - before["t"]) / _WINDOW
+        for before, after in zip(steps, steps[_WINDOW:], strict=False)
+        if before["attempt"] == after["attempt"]
+    ]
+    step_s, wall_s = statistics.median(calm), last["t"] - first["t"]
+    useful = last["value"] - first["value"]
+    again = len(steps) - 1 - useful
+    found = {"goodput": useful * step_s / wall_s, "step_s": step_s, "wall_s": wall_s}
+    return {**found, "useful": useful, "again": again}
+
+
+def _report(found: list[Row], arms: list[str]) -> list[Row]:
+    table = Table("arm", "goodput", "s a step", "steps taken twice", "goal")
+    said: list[Row] = []
+    for arm in arms:
+        mine = [row for row in found if row["arm"] == arm and "error" not in row]
+        names = ("goodput", "step_s", "again")
+        said.append({"benchmark": "goodput", "arm": arm})
+        said[-1] |= {name: [round(row[name], 4) for row in mine] for name in names}
+        goal = f"at least {GOAL}" if arm == "ours" else ""
+        table.add_row(arm, *(str(ratios.spread([r[n] for r in mine])) for n in names), goal)
+        print(json.dumps(said[-1]))
+    Console(width=120).print(table)
+    return said
+
+
+def _tell(row: Row) -> None:
+    said = row.get("error") or f"goodput {row['goodput']:.3f}, {row['step_s']:.2f} s a step"
+    print(f"  {row['round']} {row['arm']:12} {said}  load {row['load']:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
