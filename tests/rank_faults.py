@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import ray
 import torch
 
@@ -28,8 +29,8 @@ _HERE = "DIPTYCH_TEST_FAULT"
 class FaultyHost(Host):
     """`FaultyHost(what=..., key=..., times=1, mark=folder)`.
 
-    `what` is `nan`, `sleep`, or the name of a signal that the rank sends itself; with `nap`, each
-    forward pass takes long, whatever the key.
+    `what` is `nan`, `sleep`, the name of a signal that the rank sends itself, or `host`: SIGTERM to
+    its host. With `nap` and `host`, each forward pass takes long, whatever the key.
     """
 
     template: ClassVar[list[str]] = [*Host.template, "rank_faults"]
@@ -77,7 +78,7 @@ def _patch(fault: dict[str, Any]) -> None:
 
     def faulty(self: Task, batch: Batch) -> Losses:
         losses = forward(self, batch)
-        if fault["what"] == "nap":
+        if fault["what"] in ("nap", "host"):
             time.sleep(_NAP_S)
         if not strike(fault, batch):
             return losses
@@ -85,7 +86,10 @@ def _patch(fault: dict[str, Any]) -> None:
             return Losses(total=losses.total * torch.nan, sums=losses.sums)
         if fault["what"] == "sleep":
             time.sleep(3600)
-        os.kill(os.getpid(), signal.Signals[fault["what"]])
+        if fault["what"] == "host":  # between it and the rank is the template
+            os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.Signals[fault["what"]])
         return losses
 
     Task.forward = faulty

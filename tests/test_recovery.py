@@ -133,6 +133,20 @@ def test_a_rank_that_is_told_to_go_leaves_a_checkpoint(
     assert losses(place) == losses(calm)
 
 
+def test_a_host_that_is_told_to_go_leaves_a_checkpoint(
+    fault: Fault, calm: RunDir, runs: str, short: Tiny
+) -> None:
+    run = short("host", "checkpoint_steps=14")
+    fault(what="host", key=key_of(run, 7, 1))
+    place = go(run, PAIR, f"{runs}/host")
+    assert not happened(place, "restart")
+    assert len(happened(place, "reform")) == 1
+    first, second = happened(place, "attempt")
+    assert first["start"] == 0 and 8 <= second["start"] < STEPS
+    assert "it is kept" in happened(place, "preemption")[0]["text"]
+    assert losses(place) == losses(calm)
+
+
 def test_a_checkpoint_that_would_come_too_late_is_not_begun(
     fault: Fault, calm: RunDir, runs: str, short: Tiny
 ) -> None:
