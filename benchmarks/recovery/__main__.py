@@ -12,26 +12,19 @@ Arms take turns; ours comes twice a round.
 import argparse
 import json
 import os
-import shutil
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from diptych.cluster.bucket import serve
-from diptych.cluster.launch import cluster
-from diptych.cluster.shapes import Shape
-from diptych.pretrain.run import Run
-
 from .. import ratios
 from ..chaos import recipe
 from ..rounds import Row, interleave, rows
 from ..stream.home import HOME
 from ..stream.peers import beside
-from .visit import Visit
+from .visit import Visit, ground, visit
 
 ARMS = ("ours", "torchrun", "ray train", "ours again")
 GOALS = {"torchrun": 3.0, "ray train": 5.0}
@@ -54,28 +47,20 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         record.unlink(missing_ok=True)
     path = [beside("ray-train", "pandas"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of the cluster's workers, too
-    home = Path(tempfile.mkdtemp(prefix="diptych-recovery-"))
-    with serve(home / "weed", "recovery"), cluster(None, Shape(workers=4)):
-        import ray
-
-        address = ray.get_runtime_context().gcs_address
+    arms = asked.arms.split(",")
+    with ground("recovery", workers=4) as (home, address):
         run = recipe("s3://recovery/easy", 100_000)
 
         def one(arm: str) -> Row:
-            return _measure(arm, run, home, address, asked)
+            return _measure(visit(arm, run, "recovery", home, address), asked)
 
-        arms = asked.arms.split(",")
         interleave("recovery", arms, one, rounds=asked.rounds, record=record, told=_tell)
-    shutil.rmtree(home, ignore_errors=True)
     return _report(list(rows(record)), arms)
 
 
-def _measure(arm: str, run: Run, home: Path, address: str, asked: Any) -> Row:
-    name = f"{arm.replace(' ', '-')}-{len(list(home.iterdir()))}"
-    url = f"s3://recovery/runs/{name}"
-    visit = Visit(arm.removesuffix(" again"), run, home / name, url, address)
+def _measure(job: Visit, asked: Any) -> Row:
     try:
-        found = visit.go(asked.kills, asked.calm)
+        found = job.go(asked.kills, asked.calm)
     except RuntimeError as err:
         return {"error": str(err)}
     return found | {"kill_s": statistics.median(found["kill_s"]), "all_kill_s": found["kill_s"]}

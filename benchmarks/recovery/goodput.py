@@ -11,26 +11,19 @@ every ten steps. A kill costs seconds whatever a step costs, so the step time is
 
 import argparse
 import json
-import shutil
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from diptych.cluster.bucket import serve
-from diptych.cluster.launch import cluster
-from diptych.cluster.shapes import Shape
-from diptych.pretrain.run import Run
-
 from .. import ratios
 from ..chaos import recipe
 from ..rounds import Row, interleave, rows
 from ..stream.home import HOME
 from .diary import Diary
-from .visit import Visit
+from .visit import Visit, ground, visit
 
 ARMS = ("ours", "torch.save", "ours again")
 GOAL = 0.95
@@ -52,32 +45,23 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     record = asked.home / "results.jsonl"
     if asked.fresh:
         record.unlink(missing_ok=True)
-    home = Path(tempfile.mkdtemp(prefix="diptych-goodput-"))
-    with serve(home / "weed", "goodput"), cluster(None, Shape(workers=2)):
-        import ray
-
-        address = ray.get_runtime_context().gcs_address
+    arms = asked.arms.split(",")
+    with ground("goodput", workers=2) as (home, address):
         run = recipe("s3://goodput/easy", 100_000).model_copy(update={"batch": asked.rows})
 
         def one(arm: str) -> Row:
-            return _measure(arm, run, home, address, asked)
+            return _measure(visit(arm, run, "goodput", home, address), asked)
 
-        arms = asked.arms.split(",")
         interleave("goodput", arms, one, rounds=asked.rounds, record=record, told=_tell)
-    shutil.rmtree(home, ignore_errors=True)
     return _report(list(rows(record)), arms)
 
 
-def _measure(arm: str, run: Run, home: Path, address: str, asked: Any) -> Row:
-    name = f"{arm.replace(' ', '-')}-{len(list(home.iterdir()))}"
-    visit = Visit(
-        arm.removesuffix(" again"), run, home / name, f"s3://goodput/runs/{name}", address
-    )
+def _measure(job: Visit, asked: Any) -> Row:
     try:
-        visit.go(asked.kills, asked.every)
+        job.go(asked.kills, asked.every)
     except RuntimeError as err:
         return {"error": str(err)}
-    return judged(Diary(home / name / "diary").news())
+    return judged(Diary(job.folder / "diary").news())
 
 
 def judged(lines: list[dict[str, Any]]) -> Row:

@@ -1,17 +1,24 @@
 """A visit to an arm: start it, let it train, kill rank 1 a few times, stop it; all of it timed."""
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from diptych.cluster.bucket import serve
+from diptych.cluster.launch import cluster
 from diptych.cluster.ledger import begin as claimed
+from diptych.cluster.shapes import Shape
 from diptych.cluster.train import prepare
 from diptych.config import to_yaml
 from diptych.pretrain.run import Run
@@ -21,6 +28,24 @@ from .ours import SHAPE
 
 _PATIENCE_S = 180.0
 _TICK_S = 0.01
+
+
+@contextlib.contextmanager
+def ground(bucket: str, workers: int) -> Iterator[tuple[Path, str]]:
+    """A folder, with an S3 server and a Ray cluster up; yields it and the cluster's address."""
+    home = Path(tempfile.mkdtemp(prefix=f"diptych-{bucket}-"))
+    with serve(home / "weed", bucket), cluster(None, Shape(workers=workers)):
+        import ray
+
+        yield home, ray.get_runtime_context().gcs_address
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def visit(arm: str, run: Run, bucket: str, home: Path, address: str) -> "Visit":
+    """A job of an arm in a new folder of `ground`."""
+    name = f"{arm.replace(' ', '-')}-{len(list(home.iterdir()))}"
+    url = f"s3://{bucket}/runs/{name}"
+    return Visit(arm.removesuffix(" again"), run, home / name, url, address)
 
 
 class Visit:
