@@ -5,6 +5,7 @@ import pytest
 
 from diptych.benchmarks import ratios
 from diptych.benchmarks.process import measure
+from diptych.benchmarks.recovery.goodput import judged
 from diptych.benchmarks.rounds import Row, interleave, rows
 from diptych.benchmarks.stream.goals import Goal
 from diptych.benchmarks.stream.parts import AGAIN, OURS
@@ -61,6 +62,18 @@ def test_a_goal_is_reached_missed_or_without_a_verdict() -> None:
     assert goal.verdict(measured([3, 3], [3, 3], [2, 2])) == ("1.50 [1.50-1.50]", "missed")
     assert goal.verdict(measured([4, 4], [5, 5], [2, 2]))[1].startswith("no verdict")
     assert goal.verdict([]) == ("", "not measured")
+
+
+def test_goodput_counts_repeated_steps_and_waits_as_lost() -> None:
+    def step(attempt: int, value: int, t: float) -> dict[str, float | str]:
+        return {"what": "step", "attempt": attempt, "value": value, "t": t}
+
+    calm = [step(1, n, 2.0 * n) for n in range(1, 21)]
+    assert judged(calm)["goodput"] == pytest.approx(1)
+    killed = [step(2, n, 46 + 2.0 * (n - 11)) for n in range(11, 31)]  # back to step 10, after 6 s
+    found = judged([*calm, *killed])
+    assert (found["useful"], found["again"], found["step_s"]) == (29, 10, pytest.approx(2))
+    assert found["goodput"] == pytest.approx(29 * 2 / (84 - 2))
 
 
 def test_what_children_and_orphans_spend_is_counted(tmp_path: Path) -> None:
