@@ -21,6 +21,15 @@ _PADDING = 10_240
 _OTHER_PADDING = [1 << power for power in range(14, 21)]
 """... or of a power of two up to 1 MiB, where somebody asked for it (`tar -b`)."""
 
+_OTHERS = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"PK\x03\x04": "a zip archive",
+}
+"""What is taken for a tar, by its first bytes."""
+
 
 class Member(NamedTuple):
     """Where one file of a sample lies in its shard."""
@@ -103,8 +112,17 @@ def _files(file: Any, shard: str) -> Iterator[tarfile.TarInfo]:
                     yield info
             end = tar.offset
     except _DAMAGE as err:
-        raise ShardError(f"{shard} is not a readable tar: {err}. Upload it again.") from err
+        raise ShardError(f"{shard} is not a readable tar: {_why(file, err)}.") from err
     _require_end(file, end, shard)
+
+
+def _why(file: Any, err: Exception) -> str:
+    file.seek(0)
+    begins = file.read(6)
+    for mark, kind in _OTHERS.items():
+        if begins.startswith(mark):
+            return f"it is {kind}. Samples are read by their place in a plain tar: unpack it first"
+    return f"{err}. Upload it again"
 
 
 def _blob(file: Any, info: tarfile.TarInfo, shard: str) -> bytes:
@@ -128,11 +146,16 @@ def _require_end(file: Any, end: int, shard: str) -> None:
             f"{shard}: no end-of-archive mark at byte {end}; it was cut short. Upload it again."
         )
     file.seek(end)
+    marked = file.read(512).count(0) == 512  # a header that is damaged has something in it
+    file.seek(end)
     while tail := file.read(_CHUNK):
         if tail.strip(b"\0"):
             raise ShardError(
-                f"{shard}: damaged header near byte {end}; the rest of the shard is unreadable. "
-                "Upload it again."
+                f"{shard}: something follows the end-of-archive mark at byte {end}, which readers "
+                "of tars do not see. Were tars joined by cat? Repack it, or cut the rest off."
+                if marked
+                else f"{shard}: damaged header near byte {end}; the rest of the shard is "
+                "unreadable. Upload it again."
             )
     # A download that was never finished, into space reserved for it, ends in zeros too: in more.
     zeros = size - end - 1024

@@ -55,6 +55,24 @@ def expand(urls: str | list[str]) -> list[str]:
     return found
 
 
+def shards(urls: str | list[str]) -> list[str]:
+    """Like `expand`, and a folder stands for the tars in it.
+
+    Raises:
+        StorageError: a pattern matches nothing, or a folder holds no tars.
+    """
+    found: list[str] = []
+    for url in expand(urls):
+        found += _glob(join(url, "*.tar")) if _is_folder(url) else [url]
+    return found
+
+
+def _is_folder(url: str) -> bool:
+    if url.endswith(".tar") or url.startswith("https://"):
+        return False
+    return bool(_remote(url, lambda: _fs(url).isdir(_strip(url))))
+
+
 def _glob(url: str) -> list[str]:
     scheme = url.partition("://")[0]
     names = sorted(map(str, _remote(url, lambda: _fs(url).glob(_strip(url)))))

@@ -86,7 +86,8 @@ def stream(
     `wds.DataPipeline(stream(urls), wds.map(...), wds.batched(8))`.
 
     Args:
-        urls: tars; brace ranges and globs are expanded, s3://, file:// and https:// are read.
+        urls: tars, or folders of them; brace ranges and globs are expanded, s3://, file:// and
+            https:// are read.
         shuffle: samples in the shuffle buffer; shards are shuffled too. 0 keeps the order.
         seed: of the shuffle; the same seed and epoch give the same order.
         rank: of this process.
@@ -98,7 +99,7 @@ def stream(
         DataError: fewer shards than ranks, of which some would starve.
         StorageError: another scheme, or a pattern that matches nothing.
     """
-    found = storage.expand(urls)
+    found = storage.shards(urls)
     if len(found) < world:
         raise DataError(
             f"{len(found)} shards for {world} ranks: {world - len(found)} would get no samples. "

@@ -79,7 +79,7 @@ def data_pack(
 
 @app.command("index")
 def data_index(
-    urls: Annotated[list[str], typer.Argument(help="Tars; brace ranges and globs are expanded.")],
+    urls: Annotated[list[str], typer.Argument(help="Tars, folders, {00..99} or globs.")],
     out: Annotated[str | None, typer.Option(help="Folder of the index, if not beside.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Shards read at once.")] = 4,
 ) -> None:
@@ -87,13 +87,15 @@ def data_index(
 
     Examples:
 
+        diptych data index s3://my-bucket/photos
+
         diptych data index 's3://my-bucket/photos/{00000..00099}.tar'
 
         diptych data index 's3://theirs/set/*.tar' --out s3://mine/set-index
     """
     from . import index, storage
 
-    found = storage.expand(urls)
+    found = storage.shards(urls)
     with bar("index", len(found)) as told:
         manifest = index.build(found, out, threads=threads, done=lambda shard: told(1))
     console.print(_summary(manifest), highlight=False, soft_wrap=True)

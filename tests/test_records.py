@@ -1,7 +1,11 @@
+import bz2
+import gzip
 import io
+import lzma
 import os
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +245,18 @@ def test_what_lies_before_the_damage_is_still_read() -> None:
 def test_what_is_no_tar_is_an_error(data: bytes) -> None:
     with pytest.raises(ShardError, match=r"x\.tar is not a readable tar"):
         scan(data)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_is_called_so(pack: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(ShardError, match=r"compressed with \w+\. .* unpack it first"):
+        scan(pack(HEALTHY))
+
+
+def test_what_follows_the_mark_of_the_end_is_not_lost_in_silence() -> None:
+    for more in (HEALTHY, b"garbage"):
+        with pytest.raises(ShardError, match="something follows the end-of-archive mark"):
+            scan(HEALTHY + more)
 
 
 def test_a_sparse_member_is_refused_and_not_lost() -> None:

@@ -51,6 +51,19 @@ def test_braces_and_globs_expand_in_order(tmp_path: Path) -> None:
     assert storage.expand("s3://b/{000..002}.tar")[2] == "s3://b/002.tar"
 
 
+def test_a_folder_stands_for_its_tars(bucket: str, tmp_path: Path) -> None:
+    for root in (f"file://{tmp_path}/set", f"{bucket}/folder-of-tars"):
+        for name in ("1.tar", "0.tar", "notes.txt", "index/0.json"):
+            storage.write(f"{root}/{name}", b"x")
+        tars = [f"{root}/{number}.tar" for number in (0, 1)]
+        assert storage.shards(root) == tars
+        assert storage.shards([f"{root}/1.tar", f"{root}/"]) == [tars[1], *tars]
+        with pytest.raises(StorageError, match=r"index/\*\.tar matches nothing"):
+            storage.shards(f"{root}/index")
+    missing = f"{tmp_path}/none"
+    assert storage.shards(missing) == [f"file://{missing}"]  # what reads it will say so
+
+
 def test_a_pattern_without_a_match_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"\*\.tar matches nothing"):
         storage.expand(f"{tmp_path}/*.tar")
