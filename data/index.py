@@ -146,12 +146,14 @@ def open_manifest(url: str) -> Manifest:
     """
     url = storage.absolute(url)
     storage.require_bucket(url)
-    tars = url if url.endswith(".tar") else f"{url}/*.tar"
     for folder in (url, beside(url)):
         place = storage.join(folder, "manifest.json")
         if storage.exists(place):
             return _load(storage.read(place), folder)
-    raise StaleIndexError(f"{url} has no index. Make one: diptych data index '{tars}'")
+    raise StaleIndexError(
+        f"{url} has no index. Make one: diptych data index '{url}'. Or pack pictures first: "
+        "diptych data pack."
+    )
 
 
 class Lines:

@@ -39,5 +39,6 @@ def open_source(
         return Table(path, columns, base or path.parent)
     raise DataError(
         f"{place}: {path.suffix or 'no suffix'} is no table that pack reads. Give a folder of "
-        "pictures, or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file."
+        "pictures, or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file. Tars of samples need "
+        "no packing: diptych data index. Unpack other archives first."
     )
