@@ -143,7 +143,7 @@ def test_a_damaged_manifest_is_an_error(samples: Samples, dataset: Dataset) -> N
 
 def test_without_an_index_the_way_to_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "00000.tar").write_bytes(b"")
-    with pytest.raises(StaleIndexError, match=r"diptych data index 'file://.*/\*\.tar'"):
+    with pytest.raises(StaleIndexError, match=rf"diptych data index 'file://{tmp_path}'"):
         index.open_manifest(str(tmp_path))
     with pytest.raises(StaleIndexError, match=r"diptych data index 'file://.*/00000\.tar'"):
         index.open_manifest(str(tmp_path / "00000.tar"))
