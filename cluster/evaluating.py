@@ -86,6 +86,8 @@ def evaluate(
     facts: dict[str, Any] = {"step": found.checkpoint.step, "weights": found.weights}
     if not samples:
         facts |= _scored(found, limit, by)
+    elif by:
+        raise RecipeError("--by sorts scores of test data, not images: leave out --samples.")
     else:
         how = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta, "seed": seed}
         hung = _hung(found, prompts, samples, {**how, "sampler": sampler})
