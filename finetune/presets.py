@@ -164,11 +164,13 @@ def vqa_rad() -> Run:
 
     python scripts/vqa_rad.py
     diptych train .diptych/vqa-rad/vqa_rad.yaml --shape one
-    diptych train vqa_rad --set data.train=... --set "objectives=[...]"
-    1 CPU core; time: not measured
+    diptych evaluate vqa_rad --by answer_type
+    1 CPU core, 35 minutes
 
-    Expected: not measured here. The script writes this recipe with all answers of the training
-    questions; those here stand in for them. Words and layers begin as those of all-MiniLM-L6-v2.
+    Expected: 69.6 % of the test questions, 68.1 to 70.7 % with the seeds 0 to 2 (closed 77.2 %,
+    open 58.1 %); 49.2 to 51.4 % with another question's image. The script writes this recipe with
+    all answers of the training questions; those here stand in for them. Words and layers begin as
+    those of all-MiniLM-L6-v2.
     """
     return Run(
         name="vqa_rad",
