@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..config import Record, digest, plain
-from ..data import draws, index, storage
+from ..data import decode, draws, index, records, storage
 from ..data.index import Manifest
 from ..data.pack import Sample, tar
 from ..data.records import scan
 from ..errors import DataError
-from ..pretrain.diffusion.generate import generate
+from ..pretrain.diffusion.generate import Change, cells, denoiser, generate
 from ..pretrain.diffusion.sampling import Sampling
+from ..pretrain.hint import Hint
+from .guided import hint_as_is, hint_of, seeing
 from .sample import png
 from .score import Finished
 
@@ -58,6 +62,8 @@ class Prompt:
     """The JSON record of the sample that the text is of."""
     key: str
     """`shard/key` of that sample."""
+    picture: tuple[str, int, int] | None = None
+    """Where that sample's picture lies: the shard's URL, first byte, the one after the last."""
 
 
 def place(found: Finished, hung: Hung) -> str:
@@ -87,7 +93,7 @@ def prompts(hung: Hung, text: str) -> list[Prompt]:
     there: list[Prompt] = []
     for shard in manifest.shards:
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
-            there += [_prompt(r.key, m, text, shard.url) for r, m in scan(file, shard=shard.url)]
+            there += [_prompt(r, m, text, shard.url) for r, m in scan(file, shard=shard.url)]
     order = draws.permutation(len(there), draws.row_key("prompts", hung.how.seed)).tolist()
     return [there[order[number % len(order)]] for number in range(hung.samples)]
 
@@ -100,8 +106,9 @@ def draw(found: Finished, hung: Hung, asked: Sequence[Prompt], url: str, number:
     first = number * hung.shard
     mine = asked[first : first + hung.shard]
     texts = [prompt.text for prompt in mine]
+    change = _beside(found, mine, hung.how)
     images_BHWC = generate(
-        found.task, found.text, texts, hung.how, first=first, rows=2 * hung.shard
+        found.task, found.text, texts, hung.how, first=first, rows=2 * hung.shard, change=change
     )
     rows = zip(mine, images_BHWC, strict=True)
     storage.write(out, tar([_sample(first + at, *row) for at, row in enumerate(rows)]))
@@ -119,14 +126,45 @@ def seal(hung: Hung, url: str) -> Manifest:
     return index.build([storage.join(url, f"{n:05d}.tar") for n in range(hung.shards)], threads=4)
 
 
-def _prompt(key: str, members: dict[str, bytes], text: str, where: str) -> Prompt:
+def _beside(found: Finished, asked: Sequence[Prompt], how: Sampling) -> Change:
+    """Of a model that sees a hint beside its latents: each image sees that of its text's picture.
+
+    All of a shard are drawn in one pass, both halves of guidance too.
+    """
+    hint = denoiser(found.task).beside
+    if hint is None:
+        return lambda view: view
+    height, width = cells(found.task, how, 1)
+    hints_BCHW = torch.cat([_hint(hint, prompt, (width, height)) for prompt in asked])
+    return lambda view: seeing(view, hint, hints_BCHW)
+
+
+def _hint(hint: Hint, prompt: Prompt, size: tuple[int, int]) -> Tensor:
+    """(1, C, H, W) uint8, cut at the middle."""
+    if prompt.picture is None:
+        raise DataError(
+            f"{prompt.key} has no picture, of which this model sees a hint. Give --prompts a "
+            "dataset with pictures."
+        )
+    pixels_HWC = decode.image(storage.read(*prompt.picture))[0]
+    if hint.reads == ("image",):
+        return hint_of(hint, pixels_HWC, size)
+    drawn_CHW = hint.drawn(pixels_HWC, prompt.record)  # annotations speak of the whole picture
+    three_HWC = np.broadcast_to(drawn_CHW, (3, *drawn_CHW.shape[1:])).transpose(1, 2, 0)
+    return hint_as_is(hint, np.ascontiguousarray(three_HWC), size)
+
+
+def _prompt(sample: records.Record, members: dict[str, bytes], text: str, where: str) -> Prompt:
     record = json.loads(members["json"]) if "json" in members else {}
     said = members["txt"].decode() if text == "txt" and "txt" in members else record.get(text)
     if not isinstance(said, str):
         raise DataError(
-            f"{where}: {key} has no text {text!r} to draw. Give --prompts a dataset that has."
+            f"{where}: {sample.key} has no text {text!r} to draw. Give --prompts a dataset that "
+            "has."
         )
-    return Prompt(said, record, f"{storage.name(where)}/{key}")
+    ends = [one for name, one in sample.members.items() if decode.is_image(name)]
+    picture = (where, ends[0].offset, ends[0].offset + ends[0].size) if ends else None
+    return Prompt(said, record, f"{storage.name(where)}/{sample.key}", picture)
 
 
 def _sample(number: int, prompt: Prompt, image_HWC: Tensor) -> Sample:

@@ -103,7 +103,7 @@ def hint_of(hint: Hint, picture: str | Image.Image | np.ndarray, size: tuple[int
     return hint.live(cut[None])
 
 
-def hint_as_is(hint: Hint, picture: str, size: tuple[int, int]) -> Tensor:
+def hint_as_is(hint: Hint, picture: str | np.ndarray, size: tuple[int, int]) -> Tensor:
     """(1, C, H, W) uint8: a picture that is a hint already."""
     cut, _ = frame(pixels_of(picture), Frame(width=size[0], height=size[1]), 0)
     return cut[None, : hint.channels] if hint.channels == 1 else cut[None]

@@ -3,10 +3,13 @@
 import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,10 +24,13 @@ from diptych.errors import DataError, RecipeError, RunError
 from diptych.finetune import exhibit, judge
 from diptych.finetune.appraise import Panel, appraise
 from diptych.finetune.exhibit import Hung
+from diptych.finetune.guided import seeing
 from diptych.finetune.parts import KINDS
 from diptych.finetune.score import Finished, finished
 from diptych.pretrain import encoders
+from diptych.pretrain.diffusion.generate import generate
 from diptych.pretrain.diffusion.sampling import Sampling
+from diptych.pretrain.hint import Hint
 from diptych.pretrain.optim import adamw
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
@@ -46,7 +52,7 @@ def one_thread() -> Iterator[None]:
 def sample(number: int) -> Sample:
     color, png = list(COLORS)[number % 3], io.BytesIO()
     Image.new("RGB", (16, 16), COLORS[color]).save(png, "PNG")
-    record = {"question": ASK, "answer": color, "color": color}
+    record = {"question": ASK, "answer": color, "color": color, "objects": [[2, 2, 9, 14]]}
     members = {"png": png.getvalue(), "txt": f"a {color} picture".encode()}
     return f"{number:03d}", {**members, "json": json.dumps(record).encode()}
 
@@ -130,6 +136,35 @@ def test_an_image_carries_what_it_should_show(denoiser: Finished, colors: str) -
     assert many[0] == many[30] == many[60]  # the texts again, when they run out
     with pytest.raises(DataError, match="no text 'caption'"):
         exhibit.prompts(wish, "caption")
+
+
+@pytest.mark.parametrize("hint", [encoders.Palette(cells=2), encoders.Layout()])
+def test_a_model_that_sees_a_hint_sees_that_of_each_picture(
+    hint: Hint, keep: Keep, text: Text, colors: str, denoiser: Finished
+) -> None:
+    values: dict[str, Any] = plain(denoiser.run) | {"name": f"sees-{hint.kind}"}
+    values["model"] |= {"beside": {"kind": hint.kind, **plain(hint)}}
+    run = revise(values, [], KINDS, source="sees")
+    torch.manual_seed(0)
+    task = run.task(text)
+    for param in task.model.parameters():
+        torch.nn.init.normal_(param, std=0.1)
+    found, wish = finished(keep(run, task, text)), hung(colors)
+    url, asked = exhibit.place(found, wish), exhibit.prompts(wish, "txt")
+    assert exhibit.draw(found, wish, asked, url, 0) == wish.shard
+    with tarfile.open(fileobj=io.BytesIO(storage.read(f"{url}/00000.tar"))) as shard:
+        image = Image.open(io.BytesIO(shard.extractfile("000001.png").read()))  # type: ignore[union-attr]
+
+    def alone(hint_CHW: np.ndarray) -> torch.Tensor:
+        change = partial(seeing, hint=hint, hint_BCHW=torch.from_numpy(hint_CHW)[None])
+        texts = [asked[1].text]
+        return generate(found.task, found.text, texts, wish.how, first=1, change=change)[0].int()
+
+    picture = np.full((16, 16, 3), COLORS[asked[1].record["color"]], np.uint8)
+    own_CHW = hint.drawn(picture, asked[1].record)
+    drawn = torch.from_numpy(np.array(image)).int()
+    assert (alone(own_CHW) - drawn).abs().max() <= 1
+    assert (alone(255 - own_CHW) - drawn).abs().max() > 1
 
 
 def test_scores_stand_beside_their_floor(
