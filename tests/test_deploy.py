@@ -224,6 +224,27 @@ def test_a_spot_notice_drains_the_node(tools: Path, metadata: str) -> None:
     assert Metadata.asked == 3
 
 
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.stem)
+def test_a_pod_that_is_taken_drains_its_node_and_waits_for_hosts(path: Path, tools: Path) -> None:
+    [container] = groups(loaded(path))[1]["template"]["spec"]["containers"]
+    hook = container["lifecycle"]["preStop"]["exec"]["command"]
+    pretend(tools, "ray")
+    cmdline = tools.parent / "proc" / "17" / "cmdline"
+    cmdline.parent.mkdir(parents=True)
+    cmdline.write_bytes(b"ray::Host\0")
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "PROC": str(tools.parent / "proc")}
+    waiting = subprocess.Popen(hook, env=env)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(1.5)
+    cmdline.write_bytes(b"")
+    assert waiting.wait(20) == 0
+    [line] = said(tools)
+    assert line.startswith("ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION")
+    pretend(tools, "ray", "exit 1")  # there is no cluster any more
+    cmdline.write_bytes(b"ray::Host\0")
+    assert subprocess.run(hook, env=env, timeout=20).returncode == 0
+
+
 def slurm(tools: Path, *words: str, hosts: str, **env: str) -> subprocess.Popen[str]:
     pretend(tools, "scontrol", f"printf '{hosts}'")
     pretend(tools, "srun")
