@@ -4,6 +4,7 @@ Plain Ray actors rather than Ray Train: see docs/run.md for what was measured.
 """
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _BLAME_S = 5.0
 _TICK_S = 0.25
 _FORK_S = 60.0
 _SHOWN = 12
+_BOUND = "set_kill_on_parent_death_linux"
 _HOW = {"died": "died", "cut": "lost touch with the others"}
 
 
@@ -232,17 +234,21 @@ def _apart() -> Iterator[None]:
     `timeout`, a shell and many schedulers send SIGTERM to the whole group: without its servers the
     run could keep no checkpoint. Ray has no option for it; it calls this between fork and exec.
     """
-    bound: Callable[[], None] = ray._private.utils.set_kill_on_parent_death_linux  # pyright: ignore
+    utils: Any = importlib.import_module("ray._private.utils")
+    bound = getattr(utils, _BOUND, None)
+    if bound is None:  # another version of Ray: all are of one group, as ever
+        yield
+        return
 
     def bound_and_apart() -> None:
         os.setpgrp()
         bound()
 
-    ray._private.utils.set_kill_on_parent_death_linux = bound_and_apart  # pyright: ignore
+    setattr(utils, _BOUND, bound_and_apart)
     try:
         yield
     finally:
-        ray._private.utils.set_kill_on_parent_death_linux = bound  # pyright: ignore
+        setattr(utils, _BOUND, bound)
 
 
 @contextlib.contextmanager
