@@ -128,7 +128,7 @@ class Rank:
             length_B1 = 2 + batch.draws_B[:, None] % 3
             batch = replace(batch, real_BL=torch.arange(4) < length_B1)
         torch.manual_seed(step)
-        loss = self.engine.step(batch, 0.01).total.item()
+        loss = self.engine.step(batch, self.job.get("lr", 0.01)).total.item()
         return self.engine.sum([loss])[0] / self.shape.workers
 
     def train(self) -> Any:

@@ -91,7 +91,8 @@ def test_the_average_of_a_denoiser_is_a_single_process_at_any_world_size(tmp_pat
         out, shape = f"{tmp_path}/{workers}-{stage}", {"workers": workers, "zero_stage": stage}
         again = {"do": "resume", "run": f"{tmp_path}/one", "step": 2, "steps": 4}
         jobs.append({**again, "shape": shape, "out": out})
-    said = ranks.run(tmp_path, [{**job, "recipe": recipe} for job in jobs])
+    # Rounding grows with the rate: Adam takes steps as large where a gradient is all but zero.
+    said = ranks.run(tmp_path, [{**job, "recipe": recipe, "lr": 1e-3} for job in jobs])
     wanted = open_checkpoint(f"{tmp_path}/one", 4)
     averages, weights = wanted.weights(EMA), wanted.weights()
     assert any(not torch.equal(averages[name], weights[name]) for name in averages)
