@@ -101,8 +101,7 @@ def evaluate(
 def _scored(found: "Finished", limit: int | None, by: str | None) -> dict[str, float]:
     from ..finetune.score import score
 
-    passes = 3 if by else 2
-    with bar("evaluate", passes * min(limit or found.test.samples, found.test.samples)) as told:
+    with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
         return score(found, limit=limit, by=by, told=told)
 
 

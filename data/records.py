@@ -138,6 +138,18 @@ def _blob(file: Any, info: tarfile.TarInfo, shard: str) -> bytes:
     return file.read(info.size)
 
 
+def _follows(file: Any, end: int) -> str:
+    file.seek(end)
+    if any(file.read(512)):  # the mark is all zeros, a damaged header is not
+        return (
+            f"damaged header near byte {end}; the rest of the shard is unreadable. Upload it again."
+        )
+    return (
+        f"something follows the end-of-archive mark at byte {end}, which readers of tars do not "
+        "see. Were tars joined by cat? Repack it, or cut the rest off."
+    )
+
+
 def _require_end(file: Any, end: int, shard: str) -> None:
     """A tar ends in zeros; tarfile takes a damaged header for the end and says nothing."""
     size = file.seek(0, 2)
@@ -146,17 +158,9 @@ def _require_end(file: Any, end: int, shard: str) -> None:
             f"{shard}: no end-of-archive mark at byte {end}; it was cut short. Upload it again."
         )
     file.seek(end)
-    marked = file.read(512).count(0) == 512  # a header that is damaged has something in it
-    file.seek(end)
     while tail := file.read(_CHUNK):
         if tail.strip(b"\0"):
-            raise ShardError(
-                f"{shard}: something follows the end-of-archive mark at byte {end}, which readers "
-                "of tars do not see. Were tars joined by cat? Repack it, or cut the rest off."
-                if marked
-                else f"{shard}: damaged header near byte {end}; the rest of the shard is "
-                "unreadable. Upload it again."
-            )
+            raise ShardError(f"{shard}: {_follows(file, end)}")
     # A download that was never finished, into space reserved for it, ends in zeros too: in more.
     zeros = size - end - 1024
     steps = [step for step in _OTHER_PADDING if size % _PADDING and size % step == 0]

@@ -1,7 +1,7 @@
 """A finished run against its test data: every sample once, with the blind controls beside it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,26 +98,23 @@ def score(
     `control` they are left out. `by` names a field of the records: rows `field=value.…` are of the
     samples with that value, such as the questions of one type.
     """
-    right = evaluate(found.task, found.batches(limit), told=told)
+    parts = grouped(by) if by else None
+    right = evaluate(found.task, found.batches(limit), parts=parts, told=told)
     if by:
-        right |= dict(sorted(_by(found, by, limit, told).items()))
+        _require_kinds(by, right)
     if not control:
         return right
     wrong = evaluate(found.task, found.batches(limit), change=shuffled, told=told)
     return {**right, **{f"shuffled.{name}": value for name, value in wrong.items()}}
 
 
-def _by(
-    found: Finished, field: str, limit: int | None, told: Callable[[int], None]
-) -> dict[str, float]:
-    scores = evaluate(found.task, found.batches(limit), parts=grouped(field), told=told)
-    values = {name.partition(".")[0] for name in scores}
+def _require_kinds(field: str, scores: Iterable[str]) -> None:
+    values = {name.partition(".")[0] for name in scores if name.startswith(f"{field}=")}
     if len(values) > _MOST_VALUES:
         raise DataError(
             f"--by {field}: {len(values)} values are more than {_MOST_VALUES}. Name a field that "
             "sorts the samples into kinds."
         )
-    return scores
 
 
 def majority(found: Finished, field: str = "answer") -> float:

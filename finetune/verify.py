@@ -93,16 +93,16 @@ def _file(found: Verdict, file: Path, base: Mapping[str, Mapping[str, Any]] | No
     if ACCOUNT in seen.metadata:
         found.wrong += _account(seen, json.loads(seen.metadata[ACCOUNT]), base)
     found.wrong += rules(seen, kind)
-    found.wrong += _broken(file)
+    found.wrong += _broken(seen)
     found.notes += remarks(seen, kind)
     if base:
         found.wrong += against_base(seen, kind, base)
 
 
-def _broken(file: Path) -> Iterator[str]:
+def _broken(seen: Read) -> Iterator[str]:
     """Numbers that would turn every picture black."""
-    with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+    with safe_open(seen.file, framework="pt") as opened:
+        for name in seen.shapes:
             tensor = opened.get_tensor(name)
             if tensor.is_floating_point() and not tensor.float().isfinite().all():
                 yield f"{name} holds numbers that are not finite: it was damaged, or diverged."

@@ -18,7 +18,7 @@ def shuffled(batch: Batch) -> Batch:
 
 
 def grouped(field: str) -> Callable[[Batch], Iterator[tuple[str, Batch]]]:
-    """Parts for `evaluate`: the rows of a batch by a field of their records."""
+    """Parts for `evaluate`: a batch whole, and its rows by a field of their records."""
 
     def parts(batch: Batch) -> Iterator[tuple[str, Batch]]:
         rows: defaultdict[str, list[int]] = defaultdict(list)
@@ -27,6 +27,7 @@ def grouped(field: str) -> Callable[[Batch], Iterator[tuple[str, Batch]]]:
                 there = ", ".join(sorted(fields)) or "none"
                 raise DataError(f"{batch.keys[row]} has no field {field!r}; it has: {there}.")
             rows[str(fields[field])].append(row)
+        yield "", batch
         for value, found in rows.items():
             yield f"{field}={value}.", batch.pick(torch.tensor(found))
 
@@ -39,7 +40,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     change: Callable[[Batch], Batch] = lambda batch: batch,
-    parts: Callable[[Batch], Iterable[tuple[str, Batch]]] = lambda batch: [("", batch)],
+    parts: Callable[[Batch], Iterable[tuple[str, Batch]]] | None = None,
     told: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, float]:
     """Loss and accuracy of each objective, the mean over all rows with a target.
@@ -48,14 +49,16 @@ def evaluate(
         task: put into evaluation mode and back.
         batches: every sample once.
         change: what is done to each batch before; `shuffled` for the wrong images.
-        parts: what of each batch is scored apart, and what is put before the names of its scores.
+        parts: what of each batch is scored apart, and what is put before the names of its scores;
+            the whole batch, and nothing, by default.
         told: told of the rows of each batch, for a progress bar.
     """
     totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     training = task.training
     task.eval()
     for batch in batches:
-        for prefix, part in parts(change(batch)):
+        seen = change(batch)
+        for prefix, part in parts(seen) if parts else [("", seen)]:
             for name, (total, count) in task(part).sums.items():
                 totals[prefix + name][0] += float(total)
                 totals[prefix + name][1] += float(count)

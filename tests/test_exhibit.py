@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from diptych.cluster.shapes import Shape
 from diptych.config import plain
 from diptych.data import index, storage
 from diptych.data.pack import Sample, tar
+from diptych.data.records import scan
 from diptych.data.tokens import Text
 from diptych.errors import DataError, RecipeError, RunError
 from diptych.finetune import exhibit, judge
@@ -152,8 +152,9 @@ def test_a_model_that_sees_a_hint_sees_that_of_each_picture(
     found, wish = finished(keep(run, task, text)), hung(colors)
     url, asked = exhibit.place(found, wish), exhibit.prompts(wish, "txt")
     assert exhibit.draw(found, wish, asked, url, 0) == wish.shard
-    with tarfile.open(fileobj=io.BytesIO(storage.read(f"{url}/00000.tar"))) as shard:
-        image = Image.open(io.BytesIO(shard.extractfile("000001.png").read()))  # type: ignore[union-attr]
+    shard = io.BytesIO(storage.read(f"{url}/00000.tar"))
+    pngs = {record.key: blobs["png"] for record, blobs in scan(shard, shard=url)}
+    image = Image.open(io.BytesIO(pngs["000001"]))
 
     def alone(hint_CHW: np.ndarray) -> torch.Tensor:
         change = partial(seeing, hint=hint, hint_BCHW=torch.from_numpy(hint_CHW)[None])

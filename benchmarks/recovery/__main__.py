@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +23,7 @@ from ..chaos import recipe
 from ..rounds import Row, interleave, rows
 from ..stream.home import HOME
 from ..stream.peers import beside
-from .visit import Visit, ground, visit
+from .visit import Visit, ask, ground, visit
 
 ARMS = ("ours", "torchrun", "ray train", "ours again")
 GOALS = {"torchrun": 3.0, "ray train": 5.0}
@@ -37,14 +36,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=2, help="of a visit")
     parser.add_argument("--calm", type=int, default=14, help="steps before each kill")
-    parser.add_argument("--arms", default=",".join(ARMS))
-    parser.add_argument("--home", type=Path, default=HOME / "recovery")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier measurements")
-    asked = parser.parse_args(arguments)
-    asked.home.mkdir(parents=True, exist_ok=True)
-    record = asked.home / "results.jsonl"
-    if asked.fresh:
-        record.unlink(missing_ok=True)
+    asked, record = ask(parser, arguments, ARMS, HOME / "recovery")
     path = [beside("ray-train", "pandas"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)  # of the cluster's workers, too
     arms = asked.arms.split(",")

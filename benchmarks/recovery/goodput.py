@@ -12,7 +12,6 @@ every ten steps. A kill costs seconds whatever a step costs, so the step time is
 import argparse
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +22,7 @@ from ..chaos import recipe
 from ..rounds import Row, interleave, rows
 from ..stream.home import HOME
 from .diary import Diary
-from .visit import Visit, ground, visit
+from .visit import Visit, ask, ground, visit
 
 ARMS = ("ours", "torch.save", "ours again")
 GOAL = 0.95
@@ -37,14 +36,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--kills", type=int, default=4, help="of a visit")
     parser.add_argument("--every", type=int, default=30, help="steps between kills, 6 or more")
     parser.add_argument("--rows", type=int, default=512, help="of a global batch")
-    parser.add_argument("--arms", default=",".join(ARMS))
-    parser.add_argument("--home", type=Path, default=HOME / "goodput")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier measurements")
-    asked = parser.parse_args(arguments)
-    asked.home.mkdir(parents=True, exist_ok=True)
-    record = asked.home / "results.jsonl"
-    if asked.fresh:
-        record.unlink(missing_ok=True)
+    asked, record = ask(parser, arguments, ARMS, HOME / "goodput")
     arms = asked.arms.split(",")
     with ground("goodput", workers=2) as (home, address):
         run = recipe("s3://goodput/easy", 100_000).model_copy(update={"batch": asked.rows})

@@ -1,5 +1,6 @@
 """A visit to an arm: start it, let it train, kill rank 1 a few times, stop it; all of it timed."""
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ from .ours import SHAPE
 
 _PATIENCE_S = 180.0
 _TICK_S = 0.01
+
+
+def ask(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, arms: Sequence[str], home: Path
+) -> tuple[Any, Path]:
+    """The arguments, with those that all benchmarks of recovery have; and the file of results."""
+    parser.add_argument("--arms", default=",".join(arms))
+    parser.add_argument("--home", type=Path, default=home)
+    parser.add_argument("--fresh", action="store_true", help="forget earlier measurements")
+    asked = parser.parse_args(arguments)
+    asked.home.mkdir(parents=True, exist_ok=True)
+    record = asked.home / "results.jsonl"
+    if asked.fresh:
+        record.unlink(missing_ok=True)
+    return asked, record
 
 
 @contextlib.contextmanager
