@@ -50,6 +50,8 @@ class Host:
     """Modules that a rank finds imported."""
 
     def __init__(self) -> None:
+        if not ray.get_gpu_ids():  # DeepSpeed takes any GPU that it sees, also one of another's
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         # Else every child would run Ray's own script again, for functions that it might hold.
         vars(sys.modules["__main__"]).pop("__file__", None)

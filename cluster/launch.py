@@ -4,7 +4,6 @@ Plain Ray actors rather than Ray Train: see docs/run.md for what was measured.
 """
 
 import contextlib
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,13 +20,13 @@ from ..pretrain.run import Run
 from . import auth, hang
 from .crew import Crew, Member, draining
 from .job import NEXT, NO, NOW, Event, Job, Outcome, Place, Pulse
+from .lean import lean
 from .shapes import Shape
 
 _BLAME_S = 5.0
 _TICK_S = 0.25
 _FORK_S = 60.0
 _SHOWN = 12
-_BOUND = "set_kill_on_parent_death_linux"
 _HOW = {"died": "died", "cut": "lost touch with the others"}
 
 
@@ -228,30 +227,6 @@ def _left_s(pulses: dict[Member, Pulse], grace_s: float) -> float:
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """What Ray starts within it is of a process group of its own.
-
-    `timeout`, a shell and many schedulers send SIGTERM to the whole group: without its servers the
-    run could keep no checkpoint. Ray has no option for it; it calls this between fork and exec.
-    """
-    utils: Any = importlib.import_module("ray._private.utils")
-    bound = getattr(utils, _BOUND, None)
-    if bound is None:  # another version of Ray: all are of one group, as ever
-        yield
-        return
-
-    def bound_and_apart() -> None:
-        os.setpgrp()
-        bound()
-
-    setattr(utils, _BOUND, bound_and_apart)
-    try:
-        yield
-    finally:
-        setattr(utils, _BOUND, bound)
-
-
-@contextlib.contextmanager
 def cluster(address: str | None, shape: Shape) -> Iterator[None]:
     """A Ray cluster: a private one on this machine, or the one at an address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -260,7 +235,7 @@ def cluster(address: str | None, shape: Shape) -> Iterator[None]:
     if address is None:
         cpus = max(os.cpu_count() or 1, shape.workers * shape.cpus_per_worker)
         auth.ensure_token()  # Ray would make one that everybody can read
-        with _apart():
+        with lean():
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     else:
         ray.init(address=address, **options)

@@ -48,7 +48,8 @@ class Walk(Generic[T]):
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
         """Yields (step, result)."""
-        ready: queue.Queue[tuple[int, T] | BaseException | None] = queue.Queue(self.ahead)
+        # One: `ahead` others are begun already, and every result waits in memory.
+        ready: queue.Queue[tuple[int, T] | BaseException | None] = queue.Queue(1)
         over = threading.Event()
 
         def hand(item: tuple[int, T] | BaseException | None) -> None:
