@@ -42,11 +42,11 @@ SHAPE = Shape(workers=2, max_failures=10_000)
 BATCH = 16
 
 
-def recipe(url: str, steps: int) -> Run:
-    """A small run on 600 samples, which are packed and indexed here."""
-    samples = scattered(easyvqa.samples("test"))[:600]
-    index.build(pack(samples, url, per_shard=100))
-    texts = [text for _, members in samples for text in words(members)]
+def recipe(url: str, steps: int, samples: int = 600) -> Run:
+    """A small run on so many samples, which are packed and indexed here."""
+    chosen = scattered(easyvqa.samples("test"))[:samples]
+    index.build(pack(chosen, url, per_shard=100))
+    texts = [text for _, members in chosen for text in words(members)]
     storage.write(f"{url}/tokenizer.json", tokens.learn(texts, 300).encode())
     values = plain(vlp_easy()) | {"name": "chaos", "batch": BATCH, "steps": steps, "log_steps": 1}
     values |= {"checkpoint_steps": 10, "data": {"train": url, "tokenizer": f"{url}/tokenizer.json"}}

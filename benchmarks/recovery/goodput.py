@@ -2,8 +2,9 @@
 
 Useful steps x the step time of a calm run / wall, from the first step to the last: 1 would be a run
 that nothing disturbs and that keeps nothing. Beside Diptych stands what is usually written for
-torchrun: DistributedDataParallel, AdamW and `torch.save` to this disk; both keep a checkpoint
-every ten steps. A kill costs seconds whatever a step costs, so the step time is printed too.
+torchrun: DistributedDataParallel, AdamW and `torch.save` to this disk every ten steps; and the same
+as often as ours, which keeps one every other step, in the bucket. Kills come at any moment of a
+step. One costs seconds whatever a step costs, so the step time is printed too.
 
     make bench-goodput
     make bench-goodput ARGS="--rounds 1 --kills 2 --rows 64"
@@ -17,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from diptych.pretrain.recipes import easy_model
+
 from .. import ratios
 from ..chaos import recipe
 from ..rounds import Row, interleave, rows
@@ -24,9 +27,12 @@ from ..stream.home import HOME
 from .diary import Diary
 from .visit import Visit, ask, ground, visit
 
-ARMS = ("ours", "torch.save", "ours again")
+OFTEN = " as often"
+ARMS = ("ours", "torch.save", f"torch.save{OFTEN}", "ours again")
 GOAL = 0.95
 _WINDOW = 5
+_LAG_S = 2.0
+"""Kills come up to so long after the step that they wait for."""
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
@@ -35,14 +41,19 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=4, help="of a visit")
     parser.add_argument("--every", type=int, default=30, help="steps between kills, 6 or more")
-    parser.add_argument("--rows", type=int, default=512, help="of a global batch")
+    parser.add_argument("--rows", type=int, default=1024, help="of a global batch")
+    parser.add_argument("--keep", type=int, default=2, help="steps between our checkpoints")
     asked, record = ask(parser, arguments, ARMS, HOME / "goodput")
     arms = asked.arms.split(",")
     with ground("goodput", workers=2) as (home, address):
-        run = recipe("s3://goodput/easy", 100_000).model_copy(update={"batch": asked.rows})
+        run = recipe("s3://goodput/easy", 100_000, samples=5 * asked.rows).model_copy(
+            update={"batch": asked.rows, "model": easy_model()}
+        )
 
         def one(arm: str) -> Row:
-            return _measure(visit(arm, run, "goodput", home, address), asked)
+            keep = 10 if arm == "torch.save" else asked.keep
+            kept = run.model_copy(update={"checkpoint_steps": keep})
+            return _measure(visit(arm.removesuffix(OFTEN), kept, "goodput", home, address), asked)
 
         interleave("goodput", arms, one, rounds=asked.rounds, record=record, told=_tell)
     return _report(list(rows(record)), arms)
@@ -50,7 +61,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 
 def _measure(job: Visit, asked: Any) -> Row:
     try:
-        job.go(asked.kills, asked.every)
+        job.go(asked.kills, asked.every, lag_s=_LAG_S)
     except RuntimeError as err:
         return {"error": str(err)}
     return judged(Diary(job.folder / "diary").news())

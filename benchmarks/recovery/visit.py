@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -87,8 +88,12 @@ class Visit:
         self.attempt, self.step, self.at = -1, 0, 0.0
         """Of the last step that was seen, and when it was taken."""
 
-    def go(self, kills: int, calm: int) -> dict[str, Any]:
-        """Starts, kills after `calm` steps of each attempt, stops; returns seconds."""
+    def go(self, kills: int, calm: int, lag_s: float = 0.0) -> dict[str, Any]:
+        """Starts, kills after `calm` steps of each attempt, stops; returns seconds.
+
+        Each kill comes between 0 and `lag_s` seconds late, the same for every arm.
+        """
+        lags = random.Random(0)
         began = time.monotonic()
         with open(self.folder / "output", "wb") as said:
             self.driver = subprocess.Popen(
@@ -103,6 +108,7 @@ class Visit:
             start_s, waits = self.at - began, list[float]()
             for _ in range(kills):
                 self._until(self.attempt - 1, calm)
+                time.sleep(lags.uniform(0.0, lag_s))
                 killed, victim = time.monotonic(), self.pids["pid 1"]
                 os.kill(victim, signal.SIGKILL)
                 self._until(self.attempt, 1)
