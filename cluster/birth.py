@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ def begin(pipe: Connection, board: Board, stack: str) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
     with open(stack, "wb") as file:
+        os.unlink(stack)  # the host reads it all the same, and nothing is left behind
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         try:
             rank, job, meet = pipe.recv()

@@ -15,7 +15,6 @@ import time
 from math import inf
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
@@ -63,7 +62,7 @@ class Host:
         self._child: Any = None
         self._board = Board(self._context)
         self._leaving, self._grace_s = False, inf
-        self._stack = Path(tempfile.mkdtemp(prefix="diptych-")) / "stack"
+        self._stack: Any = None
 
     def node(self) -> str:
         """Ray's id of the node."""
@@ -79,10 +78,11 @@ class Host:
         """Makes a fresh process for a rank; the one before, if any, is gone."""
         self.clear()
         self._events, self._board = [], Board(self._context)
-        self._stack.write_bytes(b"")
+        handle, stack = tempfile.mkstemp(prefix="diptych-stack-")  # the child removes the name
+        self._stack = os.fdopen(handle, "rb")
         self._pipe, theirs = self._context.Pipe()
         self._child = self._context.Process(
-            target=begin, args=(theirs, self._board, str(self._stack)), daemon=True
+            target=begin, args=(theirs, self._board, stack), daemon=True
         )
         self._child.start()
         theirs.close()
@@ -137,7 +137,8 @@ class Host:
                 self._dumped()
         except psutil.Error as err:
             return f"process {self._child.pid}: {err}"
-        return f"process {self._child.pid}, {state}:\n{self._stack.read_text()}"
+        self._stack.seek(0)
+        return f"process {self._child.pid}, {state}:\n{self._stack.read().decode()}"
 
     def clear(self) -> bool:
         """Ends the rank's process, if there is one, now; returns whether the host may stay."""
@@ -152,7 +153,7 @@ class Host:
         deadline, size = time.monotonic() + _DUMP_S, 0
         while time.monotonic() < deadline:
             time.sleep(0.1)
-            before, size = size, self._stack.stat().st_size
+            before, size = size, os.fstat(self._stack.fileno()).st_size
             if size and size == before:
                 return True
         return False
