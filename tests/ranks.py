@@ -19,12 +19,13 @@ from typing import Any
 EVERYTHING = (
     "diptych.cluster.engine",
     "diptych.finetune.parts",
+    "diptych.cluster.warm",
     "torch._dynamo",
-    "torch._inductor.compile_fx",  # torch.compile, which DeepSpeed's Muon calls at import
-    "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.utils.zero_to_fp32",
 )
 """Imported once, before all forks: it is most of what a rank's beginning costs."""
+DIFFUSERS = '"unet"', '"kl_autoencoder"', '"vq_autoencoder"'
+"""Where jobs name one of these, ranks would import diffusers, each of them for seconds."""
 
 
 def run(folder: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
@@ -239,9 +240,12 @@ def serve(job: dict[str, Any], rank: int, port: int, said: Path) -> None:
 
 def main(file: Path) -> None:
     """Runs the jobs of a file; ends at the first that fails."""
-    for module in EVERYTHING:
+    jobs = file.read_text()
+    drawn = any(kind in jobs for kind in DIFFUSERS)
+    unet = ["diffusers.models.unets.unet_2d_condition"] if drawn else []
+    for module in [*EVERYTHING, *unet]:
         importlib.import_module(module)
-    for number, job in enumerate(json.loads(file.read_text())):
+    for number, job in enumerate(json.loads(jobs)):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
