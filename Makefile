@@ -33,7 +33,7 @@ reproduce-vlp: install
 
 # Kills random ranks at random moments; `make chaos KILLS=50`.
 chaos: install
-	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.chaos --kills $(KILLS) --steps $$((60 + 60 * $(KILLS)))
+	PYTHONSAFEPATH=1 PYTHONPATH=$(VENV)/checkout $(BIN)/python -m diptych.benchmarks.chaos --kills $(KILLS) --within 8 --steps $$((60 + 60 * $(KILLS)))
 
 # Kills a rank at random bytes of a checkpoint's writing: 160 times on a disk, 40 on S3.
 chaos-save: install
