@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .instead import instead
+
 _IDLE = ("start_monitor", "start_log_monitor", "start_api_server")
 """Methods that start the autoscaler of one machine, the collector of logs that are not shown, and
 a dashboard without its pages: half of the seconds that Ray takes to start and to end."""
@@ -26,23 +28,10 @@ def lean() -> Iterator[None]:
     utils = importlib.import_module("ray._private.utils")
     with contextlib.ExitStack() as stack:
         for name in _IDLE:
-            stack.enter_context(_instead(node, name, lambda _: _nothing))
+            stack.enter_context(instead(node, name, lambda _: _nothing))
         # Called between fork and exec.
-        stack.enter_context(_instead(utils, "set_kill_on_parent_death_linux", _apart))
+        stack.enter_context(instead(utils, "set_kill_on_parent_death_linux", _apart))
         yield
-
-
-@contextlib.contextmanager
-def _instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """Within it `owner.name` is what `make` makes of it, if there is such a thing."""
-    before = getattr(owner, name, None)
-    if before is not None:
-        setattr(owner, name, make(before))
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(owner, name, before)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

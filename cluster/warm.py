@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 from ..data.s3 import descriptions
+from .instead import instead
 
 
 def without_compiling(module: str) -> None:
@@ -16,13 +17,16 @@ def without_compiling(module: str) -> None:
     Decorating them imports all of torch's compiler, a second of a processor for each rank.
     """
     compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
-    decorated = compiler.compile
-    compiler.compile = lambda *_, **__: lambda function: function
-    try:
-        with contextlib.suppress(ImportError):  # a version of DeepSpeed that has no such module
-            importlib.import_module(module)
-    finally:
-        compiler.compile = decorated
+    with (
+        instead(compiler, "compile", lambda _: _plain),
+        contextlib.suppress(ImportError),  # a version of DeepSpeed that has no such module
+    ):
+        importlib.import_module(module)
+
+
+def _plain(*_: Any, **__: Any) -> Any:
+    """A decorator that changes nothing."""
+    return lambda function: function
 
 
 descriptions()
