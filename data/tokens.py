@@ -1,6 +1,7 @@
 """Text to ids, with the tokenizers library; the vocabulary travels as one tokenizer.json."""
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from tokenizers import (
     AddedToken,
     Tokenizer,
+    decoders,
     models,
     normalizers,
     pre_tokenizers,
@@ -20,6 +22,7 @@ from ..errors import DataError
 from . import storage
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_ALPHABET = 1000  # characters at most; WordPiece spells the others [UNK]
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,56 @@ class Text:
 
 
 def learn(texts: Iterable[str], size: int = 8000) -> str:
-    """A WordPiece vocabulary of at most `size` ids learned from texts, as the text of a file."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """A WordPiece vocabulary of at most `size` ids learned from texts, as the text of a file.
+
+    The same texts give the same file. The library numbers what it meets inside words in the order
+    of a hash table, and breaks ties between pairs by these numbers; here all have theirs before.
+    """
+    texts = list(texts)
+    bare = _like_bert(models.WordPiece(unk_token="[UNK]"))
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(_SPECIAL), show_progress=False
+        vocab_size=size,
+        special_tokens=[*_SPECIAL, *_letters(bare, texts, size - len(_SPECIAL))],
+        limit_alphabet=0,  # no letters but these
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    bare.train_from_iterator(texts, trainer)
+    tokenizer = _like_bert(models.WordPiece(bare.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(_SPECIAL))  # letters are none
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(token, _SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     return tokenizer.to_str()
+
+
+def _like_bert(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _letters(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[str]:
+    """The most frequent characters of texts, and as pieces those that go on with a word; sorted."""
+    normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
+    assert normalizer is not None and splitter is not None
+    words = Counter(
+        word
+        for text in texts
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    counts: Counter[str] = Counter()
+    for word, times in words.items():
+        for letter in word:
+            counts[letter] += times
+    inside = {letter for word in words for letter in word[1:]}
+    kept: list[str] = []
+    for letter in sorted(counts, key=lambda letter: (-counts[letter], letter))[:_ALPHABET]:
+        forms = [letter, f"##{letter}"] if letter in inside else [letter]
+        kept += forms if len(kept) + len(forms) <= room else []
+    return sorted(kept, key=lambda form: (len(form), form))
 
 
 def load(url: str, length: int) -> Text:
@@ -130,6 +170,8 @@ def from_text(text: str, length: int, *, source: str = "tokenizer.json") -> Text
     missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
     if missing:
         raise DataError(f"{source} lacks the special tokens {missing}; use a BERT-like tokenizer.")
+    if tokenizer.decoder is None:  # pieces would be said as they are: "gold ##fish"
+        tokenizer.decoder = decoders.WordPiece()
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), length=length)
     tokenizer.enable_truncation(length)
     return Text(tokenizer, length)

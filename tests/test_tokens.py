@@ -1,0 +1,61 @@
+"""Vocabularies that are learned: the same from the same texts, and no larger than asked."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer
+
+from diptych.data import tokens
+
+TEXTS = [
+    "an unlikely goldfish",
+    "unlike the red fish",
+    "what colour is the gold?",
+    "日本の fish",
+] * 3
+LEARN = (
+    "import sys, json; from diptych.data import tokens; print(tokens.learn(*json.load(sys.stdin)))"
+)
+
+
+def test_every_process_learns_the_same_file() -> None:
+    told = json.dumps([TEXTS, 70])  # few enough that ties decide what is in it
+    texts = {
+        subprocess.run(
+            [sys.executable, "-P", "-c", LEARN],
+            input=told,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(4)
+    }
+    assert texts == {tokens.learn(iter(TEXTS), 70) + "\n"}
+
+
+@pytest.mark.parametrize("size", [9, 30, 60, 500])
+def test_it_is_no_larger_than_asked(size: int) -> None:
+    text = tokens.from_text(tokens.learn(TEXTS, size), 16)
+    assert text.size <= size
+    assert sorted(text.tokenizer.get_vocab().values()) == list(range(text.size))
+    assert text.special == (0, 1, 2, 3, 4)
+
+
+def test_letters_are_no_special_tokens() -> None:
+    text = tokens.from_text(tokens.learn(TEXTS, 60), 16)
+    assert text.tokenizer.token_to_id("##f") is not None
+    assert "##f" not in text.tokenizer.encode("##f").tokens, "as a text it is three characters"
+    ids, real = text.encode(["unlikely gold fish"])
+    assert text.decode(ids[0][real[0]].tolist()) == "unlikely gold fish"
+
+
+def test_a_file_without_a_decoder_says_words_too() -> None:
+    learned = json.loads(tokens.learn(TEXTS, 40))
+    assert learned["decoder"]["type"] == "WordPiece", "the file says so to other tools"
+    learned["decoder"] = None
+    text = tokens.from_text(Tokenizer.from_str(json.dumps(learned)).to_str(), 32)
+    ids, _ = text.encode(["unlike the gold"])
+    assert len(ids[0].nonzero()) > 5, "its words are in pieces"
+    assert text.decode(ids[0].tolist()) == "unlike the gold"
