@@ -41,6 +41,10 @@ Sampler = Annotated[str, typer.Option(help="STEPS,GUIDANCE of all samples.")]
 ClassWord = Annotated[str, typer.Option(help="What it is, as the base knows it: dog.")]
 Prior = Annotated[float, typer.Option(min=0, help="Weight of prior preservation; 0: none.")]
 ClassImages = Annotated[int, typer.Option(min=1, help="Of the class, drawn by the base, once.")]
+ClassFrom = Annotated[
+    str | None, typer.Option(help="Folder or tars of others of the class, instead of drawn ones.")
+]
+ClassOnly = Annotated[str, typer.Option(help="Of tars of the class: the beginning of the keys.")]
 Masks = Annotated[bool, typer.Option(help="Learn what photo.mask.png shows white.")]
 Only = Annotated[str, typer.Option(help="Of tars: the beginning of the keys.")]
 Hint = Annotated[str, typer.Option(help="canny, soft_edges, scribble, palette; settings follow.")]
@@ -63,6 +67,8 @@ def dreambooth(
     text_encoder: Annotated[bool, typer.Option(help="Train it too.")] = True,
     prior: Prior = 1.0,
     class_images: ClassImages = 100,
+    class_from: ClassFrom = None,
+    class_only: ClassOnly = "",
     steps: Steps = 400,
     lr: Rate = None,
     batch: Rows = None,
@@ -88,6 +94,8 @@ def dreambooth(
 
         diptych finetune dreambooth ./photos --class-word teapot --base s3://b/runs/t2i --adapter lora --rank 8 --steps 800
 
+        diptych finetune dreambooth ./photos --class-word dog --class-from ./other-dogs --base t2i_tiny20
+
         diptych finetune dreambooth ./dreambooth-20.tar --only dog2/ --class-word "golden retriever" --prompt "{identifier} {word}" --base t2i_tiny20
     """  # noqa: E501
     from ..config import parse
@@ -97,6 +105,7 @@ def dreambooth(
         identifier = f"<{identifier}>"
     wishes = {"class_word": class_word, "identifier": identifier, "prompt": prompt}
     wishes |= {"prior_loss_weight": prior, "class_images": class_images, "steps": steps, "lr": lr}
+    wishes |= {"class_from": class_from, "class_only": class_only}
     wishes |= {"batch": batch or 8, "masks": masks, "looks": looks, "seed": seed}
     wishes |= {"adapter": _adapter(adapter, rank, identifier, class_word)}
     wishes |= {"text_encoder": text_encoder or adapter == "tokens"}

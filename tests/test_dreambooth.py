@@ -358,9 +358,33 @@ def test_class_pictures_may_have_guidance_of_their_own(
     assert told[0] == told[1] != told[2], "by default that of all samples, here 1"
 
 
+def test_class_pictures_may_be_real_ones(
+    base: Painter, folder: Path, tmp_path: Path, samples: Samples
+) -> None:
+    others = str(tmp_path / "others.tar")
+    storage.write(others, tar([*samples(5), ("a/person", samples(1)[0][1])]))
+    wishes = Wishes(class_word="picture", class_from=others, steps=2, looks=1, masks=True)
+    wishes = wishes.model_copy(update={"class_only": "0"})
+    place = RunDir(storage.absolute(str(tmp_path / "runs" / "mine")))
+    made = ready(base, str(folder), place, wishes, Palette(cells=2).open(), how=HOW, count=2)
+    assert made.prior is not None and made.prior.samples == 5, "not the 100 of class_images"
+    assert made.run.data.sources[1].url == made.prior.url.removesuffix("/index")
+    recipe = Recipe(text="txt", image_size=16, seed=0, hints={"mask": Wanted(channels=1)})
+    ((_, batch),) = list(Loader(Plan(made.prior, 0, 5), base.text, recipe, stop=1))
+    assert {base.text.decode(ids.tolist()) for ids in batch.tokens_BL} == {"a picture"}
+    assert (batch.hints["mask"] == 255).all(), "the whole of a picture is the class's"
+    storage.write(others, tar([]))
+    with pytest.raises(DataError, match="pictures of the class"):
+        ready(base, str(folder), place, wishes, Palette(cells=2).open(), how=HOW, count=2)
+
+
 def test_wishes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="must hold"):
         Wishes(class_word="dog", prompt="a photo of {word}")
+    with pytest.raises(ValueError, match="class_only is of class_from"):
+        Wishes(class_word="dog", class_only="n02099601_")
+    with pytest.raises(ValueError, match="prior_loss_weight is 0"):
+        Wishes(class_word="dog", class_from="./dogs", prior_loss_weight=0)
     assert Wishes(class_word="golden retriever", prompt="{identifier} {word}").class_prompt == (
         "golden retriever"
     )

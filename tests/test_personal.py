@@ -54,20 +54,20 @@ def subjects(path: Path) -> Path:
 
 def test_cells_differ_and_their_subjects_are_there() -> None:
     listed = [*cells.dreambooth(), *cells.controls()]
-    assert len({cell.name for cell in listed}) == len(listed) == 3 * (7 * 3 + 5)
-    first = [cell.method for cell in listed[:4]]
-    assert first == ["full, prior", "full, no prior", "lora 4", "tokens"]
+    assert len({cell.name for cell in listed}) == len(listed) == 3 * (8 * 3 + 5)
+    first = [cell.method for cell in listed[:5]]
+    assert first == ["full, prior", "full, no prior", "full, real prior", "lora 4", "tokens"]
     if not TAR.exists():
         pytest.skip(f"{TAR} is not here")
     with tarfile.open(TAR) as archive:
         folders = {name.split("/")[1] for name in archive.getnames() if name.count("/") > 1}
-    strangers = {other for _, other in cells.SUBJECTS.values() if other}
+    strangers = {other for _, other, _ in cells.SUBJECTS.values() if other}
     assert {*cells.SUBJECTS, *strangers} <= folders
 
 
 def test_a_cell_from_pictures_to_its_row(base: Painter, tmp_path: Path) -> None:
     means = Means(
-        base, Palette(cells=2).open(), tmp_path / "home", str(subjects(tmp_path)),
+        base, Palette(cells=2).open(), tmp_path / "home", str(subjects(tmp_path)), "",
         steps=2, looks=1, batch=4, count=2,
     )  # fmt: skip
     asked = {"adapter": {"kind": "lora", "rank": 2}, "lr": 1e-2, "class_images": 2}

@@ -36,7 +36,8 @@ def main() -> None:
         base=base,
         encoder=open_features(given.features, base),
         home=home,
-        data=given.data if control else given.subjects,
+        subjects=given.subjects,
+        data=given.data,
         steps=given.steps or (400 if control else 60),
         looks=2,
         batch=16 if control else 8,
@@ -63,7 +64,7 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--base", required=True, help="a finished t2i_tiny20")
     parser.add_argument("--home", type=Path, default=Path(".diptych/personal"), help="of the runs")
     parser.add_argument("--subjects", default="../shared/data/dreambooth-20.tar")
-    parser.add_argument("--data", default=".diptych/tiny20/train", help="of the controls")
+    parser.add_argument("--data", default=".diptych/tiny20/train", help="of the base")
     parser.add_argument("--steps", type=int, help="by default 60; of a control 400")
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--features", help="KIND=WEIGHTS, or run=URL, of the encoder of likeness")

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 SUBJECTS = {
-    "dog7": ("golden retriever", "dog5"),
-    "dog8": ("german shepherd", "dog3"),
-    "cat": ("tabby cat", None),
+    "dog7": ("golden retriever", "dog5", "n02099601_"),
+    "dog8": ("german shepherd", "dog3", "n02106662_"),
+    "cat": ("tabby cat", None, "n02123045_"),
 }
-"""Subject of the data set -> (class as the base's captions have it, a stranger of that class).
+"""Subject of the data set -> (class as the base's captions have it, a stranger of that class, how
+keys of the base's own photos of the class begin).
 
 Of its twenty subjects these are all whose classes t2i_tiny20 knows, but for other dogs."""
 SEEDS = (0, 1, 2)
@@ -25,6 +26,7 @@ FULL, LORA, TOKENS = 6e-5, 2e-3, 2e-2
 METHODS: dict[str, Settings] = {
     "full, prior": {"lr": FULL},
     "full, no prior": {"lr": FULL, "prior_loss_weight": 0.0},
+    "full, real prior": {"lr": FULL, "real": True},
     "lora 4": _lora(4),
     "tokens": {"adapter": {"kind": "tokens"}, "lr": TOKENS},
     "lora 4, no prior": _lora(4, prior_loss_weight=0.0),
@@ -58,7 +60,8 @@ class Cell:
     """Of the data set; empty for controls."""
     seed: int
     settings: Settings
-    """Of `Wishes`, or of a control's record."""
+    """Of `Wishes`, where `real` stands for a prior of the base's own photos of the class; or of a
+    control's record."""
 
     @property
     def name(self) -> str:
@@ -68,10 +71,10 @@ class Cell:
 
 
 def dreambooth() -> Iterator[Cell]:
-    """Every seed, method and subject; one seed after the other, the four methods that the claims
+    """Every seed, method and subject; one seed after the other, the five methods that the claims
     are about before the rest of them, so that a part of the cells already compares methods."""
     for seed in SEEDS:
-        for methods in (list(METHODS.items())[:4], list(METHODS.items())[4:]):
+        for methods in (list(METHODS.items())[:5], list(METHODS.items())[5:]):
             for subject in SUBJECTS:
                 yield from (Cell(method, subject, seed, asked) for method, asked in methods)
 

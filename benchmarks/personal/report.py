@@ -16,7 +16,11 @@ _MEASURES = {
 }
 _MAY_BE_SHOWN = {"dreambooth"}
 """Pictures of Tiny ImageNet may not; those of the DreamBooth set may."""
-_PAIRS = (("full, prior", "full, no prior"), ("lora 4", "lora 4, no prior"))
+_PAIRS = (
+    ("full, prior", "full, no prior"),
+    ("full, real prior", "full, no prior"),
+    ("lora 4", "lora 4, no prior"),
+)
 _CELL, _BORDER, _COLUMNS = 64, 2, 6
 """Pixels of a sample in a grid of looks, between them, and how many are shown."""
 

@@ -32,8 +32,10 @@ class Means:
     base: Painter
     encoder: Opened
     home: Path
+    subjects: str
+    """Tar of the subjects."""
     data: str
-    """Tar of the subjects, or folder of the pictures for controls."""
+    """Folder of the base's own pictures."""
     steps: int
     looks: int
     batch: int
@@ -58,13 +60,13 @@ def run(cell: Cell, means: Means) -> dict[str, Any]:
 
 
 def _subject(cell: Cell, means: Means, place: RunDir) -> dict[str, Any]:
-    word, stranger = SUBJECTS[cell.subject]
+    stranger = SUBJECTS[cell.subject][1]
     how = parse(Sampling, {**_SAMPLER, "seed": cell.seed}, source="sampling")
     made = story.ready(
         means.base,
-        means.data,
+        means.subjects,
         place,
-        _wishes(cell, means, word),
+        _wishes(cell, means),
         means.encoder,
         how=how,
         only=f"{cell.subject}/",
@@ -78,10 +80,14 @@ def _subject(cell: Cell, means: Means, place: RunDir) -> dict[str, Any]:
     return {"numbers": numbers, "advised": advice.step, "stranger": _strange(made, means, stranger)}
 
 
-def _wishes(cell: Cell, means: Means, word: str) -> Wishes:
+def _wishes(cell: Cell, means: Means) -> Wishes:
+    word, _, keys = SUBJECTS[cell.subject]
     values = {"class_word": word, "prompt": "{identifier} {word}", "class_images": 32}
     values |= {"steps": means.steps, "looks": means.looks, "batch": means.batch, "seed": cell.seed}
-    values |= {name: value for name, value in cell.settings.items() if name != "set"}
+    values |= {name: value for name, value in cell.settings.items()}
+    values.pop("set", None)
+    if values.pop("real", False):
+        values |= {"class_from": means.data, "class_only": keys}
     if values.get("adapter", {}).get("kind") == "tokens":
         values |= {"identifier": _WORD, "adapter": {"kind": "tokens", "words": {_WORD: word}}}
     return parse(Wishes, values, source=cell.name)
@@ -92,7 +98,7 @@ def _strange(made: story.Ready, means: Means, stranger: str | None) -> float | N
     if stranger is None:
         return None
     place = str(means.home / "strangers")
-    found = photos.packed(means.data, place, "stranger", only=f"{stranger}/")
+    found = photos.packed(means.subjects, place, "stranger", only=f"{stranger}/")
     theirs_ND = features(means.encoder, pictures(found, means.base))
     mine_MD = features(means.encoder, made.watch.photos_NHWC)
     return subject.fidelity(theirs_ND, mine_MD).similarity

@@ -7,7 +7,7 @@ with it as `mask.npy`.
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,36 +31,26 @@ _MASK = re.compile(r"(^|/)masks/|\.mask\.(png|jpe?g|webp)$", re.IGNORECASE)
 _LONGEST = 1024
 
 
-def packed(source: str, out: str, text: str, *, only: str = "", masks: bool = False) -> Manifest:
-    """Packs a subject's pictures as one dataset; one that is there and the same is kept.
+def packed(
+    source: str, out: str, text: str, *, subject: bool = True, only: str = "", masks: bool = False
+) -> Manifest:
+    """Packs pictures of a subject, or of its class, as one dataset; the same is kept if there.
 
     Args:
         source: a folder of pictures, or of indexed tars, or one tar.
         out: a folder for the tars.
         text: every picture's caption.
+        subject: these are the subject; else others of its class.
         only: of tars, the beginning of the keys to take, such as `dog2/`.
-        masks: every picture must have a mask; it comes with it.
+        masks: every picture of a subject must have a mask, which comes with it; one of the class
+            gets a mask of its whole.
 
     Raises:
         DataError: no pictures, one alone, far too many, one that is unreadable (all are named), or
             one without its mask.
     """
-    items = [_titled(item, text, source, masks) for item in _items(source, only)]
-    if not items:
-        raise DataError(
-            f"{source} has no pictures (jpg, png or webp){f' below {only!r}' if only else ''}. "
-            "Name a folder of 3 to 30 pictures of one subject."
-        )
-    if len(items) > _MOST:
-        raise DataError(
-            f"{source} has {len(items)} pictures; a subject is learned from 3 to 30. "
-            "Name its own folder, or take part of the tars by their keys: --only dog2/."
-        )
-    if len(items) < _LEAST:
-        raise DataError(
-            f"{source} has one picture, {items[0].name}; a subject is learned from 3 to 30, and 2 "
-            "are needed to tell how alike its own pictures are. Add more."
-        )
+    items = [_titled(item, text, source, subject, masks) for item in _items(source, only)]
+    _counted(items, source, only, subject)
     meaning = {"text": text, "masks": masks, "stamps": digest({i.key: i.stamp for i in items})}
     place = storage.join(out, digest(meaning))
     try:
@@ -74,6 +64,25 @@ def packed(source: str, out: str, text: str, *, only: str = "", masks: bool = Fa
     except DataError as err:
         raise _named(source, storage.join(place, SKIPPED)) or err from err
     return index.build(found.urls)
+
+
+def _counted(items: Sequence[Item], source: str, only: str, subject: bool) -> None:
+    if not items:
+        what = "3 to 30 pictures of one subject" if subject else "pictures of the class"
+        raise DataError(
+            f"{source} has no pictures (jpg, png or webp){f' below {only!r}' if only else ''}. "
+            f"Name a folder of {what}."
+        )
+    if subject and len(items) > _MOST:
+        raise DataError(
+            f"{source} has {len(items)} pictures; a subject is learned from 3 to 30. "
+            "Name its own folder, or take part of the tars by their keys: --only dog2/."
+        )
+    if subject and len(items) < _LEAST:
+        raise DataError(
+            f"{source} has one picture, {items[0].name}; a subject is learned from 3 to 30, and 2 "
+            "are needed to tell how alike its own pictures are. Add more."
+        )
 
 
 def _named(source: str, listed: str) -> DataError | None:
@@ -116,15 +125,17 @@ def _of_tars(source: str, only: str) -> Iterator[Item]:
                     yield replace(item, load=lambda members=members: dict(members))
 
 
-def _titled(item: Item, text: str, source: str, masks: bool) -> Item:
+def _titled(item: Item, text: str, source: str, subject: bool, masks: bool) -> Item:
     """The input with its caption, and its mask where one is wanted."""
 
     def load() -> Members:
         members = item.load()
         found: Members = {"image": members["image"], "txt": text.encode()}
-        found["json"] = json.dumps({"subject": True}).encode()
-        if masks:
+        found["json"] = json.dumps({"subject": subject}).encode()
+        if masks and subject:
             found["mask"] = members.get("mask.npy") or _mask_of(source, item.name)
+        elif masks:
+            found["mask"] = _npy(np.full((1, 1), 255, np.uint8))
         return found
 
     return replace(item, load=load)
@@ -165,6 +176,10 @@ def _as_array(mask: bytes, size: tuple[int, int]) -> bytes:
     else:
         pixels = np.asarray(Image.fromarray(decode.image(mask)[0]).convert("L"))
     resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+    return _npy(np.asarray(resized, dtype=np.uint8))
+
+
+def _npy(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.save(file, np.asarray(resized, dtype=np.uint8), allow_pickle=False)
+    np.save(file, pixels, allow_pickle=False)
     return file.getvalue()

@@ -29,6 +29,11 @@ class Wishes(Record):
     """lambda: what the class pictures count beside the subject's; 0 leaves them out."""
     class_images: int = Field(default=100, ge=1)
     """Pictures of the class that the base draws."""
+    class_from: str | None = None
+    """Pictures of the class that are there already, of which none is the subject: a folder or tars,
+    all of which are taken. By default the base draws its own."""
+    class_only: str = ""
+    """Of tars of the class: the beginning of the keys to take."""
     class_guidance: float | None = Field(default=None, ge=0)
     """Guidance of the class pictures; by default that of all samples."""
     steps: int = Field(default=400, ge=1)
@@ -79,6 +84,10 @@ class Wishes(Record):
                 f"prompt {self.prompt!r} must hold {{identifier}} and {{word}}, as "
                 "'a {identifier} {word}' does"
             )
+        if self.class_only and not self.class_from:
+            raise ValueError("class_only is of class_from: name the tars of the class there")
+        if self.class_from and not self.prior_loss_weight:
+            raise ValueError("class_from is for a prior, and prior_loss_weight is 0")
         return self
 
 

@@ -55,7 +55,7 @@ def ready(
     settings: Sequence[str] = (),
     told: Callable[[str], None] = lambda text: None,
 ) -> Ready:
-    """Packs the pictures, has the base draw its class, and writes the recipe.
+    """Packs the pictures, has the base draw their class, and writes the recipe.
 
     Args:
         base: the run to start from.
@@ -79,14 +79,8 @@ def ready(
             f"the base's vocabulary lacks {', '.join(strange)}: its {wishes.class_prompt!r} may be "
             "anything. Use --class-word and --prompt as its captions speak."
         )
-    theirs = None
-    if wishes.prior_loss_weight:
-        told(f"{wishes.class_images} pictures of {wishes.class_prompt!r} by {base.place.name}")
-        home = cache or storage.join(place.url.rpartition("/")[0], "class-pictures")
-        many, text = wishes.class_images, wishes.class_prompt
-        scale = wishes.class_guidance
-        plainly = how if scale is None else how.model_copy(update={"guidance_scale": scale})
-        theirs = prior.drawn(base, text, many, home, plainly, masks=wishes.masks)
+    home = cache or storage.join(place.url.rpartition("/")[0], "class-pictures")
+    theirs = _of_class(base, wishes, home, how, told) if wishes.prior_loss_weight else None
     folders = _folder(mine), _folder(theirs) if theirs else None
     run = recipe(base, wishes, place.name, *folders, settings)
     watch = Watch(
@@ -100,6 +94,22 @@ def ready(
         count,
     )
     return Ready(run, watch, wishes, mine, theirs, how)
+
+
+def _of_class(
+    base: Painter, wishes: Wishes, home: str, how: Sampling, told: Callable[[str], None]
+) -> Manifest:
+    """Pictures that the subject's are not to drag along: those that are named, or drawn."""
+    text, masks = wishes.class_prompt, wishes.masks
+    if wishes.class_from:
+        told(f"packing {wishes.class_from} as {text!r}")
+        return photos.packed(
+            wishes.class_from, home, text, subject=False, only=wishes.class_only, masks=masks
+        )
+    told(f"{wishes.class_images} pictures of {text!r} by {base.place.name}")
+    scale = wishes.class_guidance
+    plainly = how if scale is None else how.model_copy(update={"guidance_scale": scale})
+    return prior.drawn(base, text, wishes.class_images, home, plainly, masks=masks)
 
 
 def unknown_words(text: Text, prompt: str) -> list[str]:
