@@ -41,6 +41,7 @@ Sampler = Annotated[str, typer.Option(help="STEPS,GUIDANCE of all samples.")]
 ClassWord = Annotated[str, typer.Option(help="What it is, as the base knows it: dog.")]
 Prior = Annotated[float, typer.Option(min=0, help="Weight of prior preservation; 0: none.")]
 ClassImages = Annotated[int, typer.Option(min=1, help="Of the class, drawn by the base, once.")]
+ClassGuidance = Annotated[float, typer.Option(min=0, help="Guidance of what it draws.")]
 ClassFrom = Annotated[
     str | None, typer.Option(help="Folder or tars of others of the class, instead of drawn ones.")
 ]
@@ -67,6 +68,7 @@ def dreambooth(
     text_encoder: Annotated[bool, typer.Option(help="Train it too.")] = True,
     prior: Prior = 1.0,
     class_images: ClassImages = 100,
+    class_guidance: ClassGuidance = 1.0,
     class_from: ClassFrom = None,
     class_only: ClassOnly = "",
     steps: Steps = 400,
@@ -98,18 +100,14 @@ def dreambooth(
 
         diptych finetune dreambooth ./dreambooth-20.tar --only dog2/ --class-word "golden retriever" --prompt "{identifier} {word}" --base t2i_tiny20
     """  # noqa: E501
-    from ..config import parse
-    from ..finetune.dreambooth.recipe import Wishes
-
     if adapter == "tokens" and not identifier.startswith("<"):
         identifier = f"<{identifier}>"
-    wishes = {"class_word": class_word, "identifier": identifier, "prompt": prompt}
-    wishes |= {"prior_loss_weight": prior, "class_images": class_images, "steps": steps, "lr": lr}
-    wishes |= {"class_from": class_from, "class_only": class_only}
-    wishes |= {"batch": batch or 8, "masks": masks, "looks": looks, "seed": seed}
-    wishes |= {"adapter": _adapter(adapter, rank, identifier, class_word)}
-    wishes |= {"text_encoder": text_encoder or adapter == "tokens"}
-    wish = parse(Wishes, wishes, source="finetune dreambooth")
+    wish = _wish(
+        adapter, rank, class_word=class_word, identifier=identifier, prompt=prompt,
+        prior_loss_weight=prior, class_images=class_images, class_guidance=class_guidance,
+        class_from=class_from, class_only=class_only, steps=steps, lr=lr, batch=batch or 8,
+        masks=masks, looks=looks, seed=seed, text_encoder=text_encoder or adapter == "tokens",
+    )  # fmt: skip
     name = run or f"dreambooth-{identifier.strip('<>')}-{class_word.replace(' ', '-')}-{seed}"
     place = _place(name, runs)
     how = _sampling(sampling, seed)
@@ -222,10 +220,16 @@ def _sampling(text: str, seed: int) -> Any:
     return parse(Sampling, values, source="--sampling")
 
 
-def _adapter(kind: str, rank: int, identifier: str, class_word: str) -> dict[str, Any]:
+def _wish(kind: str, rank: int, **wishes: Any) -> Any:
+    from ..config import parse
+    from ..finetune.dreambooth.recipe import Wishes
+
+    adapter: dict[str, Any] = {"kind": kind}
     if kind == "tokens":
-        return {"kind": kind, "words": {identifier: class_word}}
-    return {"kind": kind, "rank": rank} if kind in ("lora", "dora") else {"kind": kind}
+        adapter["words"] = {wishes["identifier"]: wishes["class_word"]}
+    elif kind in ("lora", "dora"):
+        adapter["rank"] = rank
+    return parse(Wishes, {**wishes, "adapter": adapter}, source="finetune dreambooth")
 
 
 def _place(run: str, runs: str) -> Any:

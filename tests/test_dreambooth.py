@@ -349,13 +349,14 @@ def test_class_pictures_may_have_guidance_of_their_own(
 ) -> None:
     wishes = Wishes(class_word="thing", class_images=2, steps=2, looks=1)
     place = RunDir(storage.absolute(str(tmp_path / "runs" / "mine")))
-    told: list[Any] = []
-    for scale in (None, 1.0, 4.0):
-        asked = wishes.model_copy(update={"class_guidance": scale})
-        made = ready(base, str(folder), place, asked, Palette(cells=2).open(), how=HOW, count=2)
-        assert made.prior is not None and made.how == HOW
+    how = HOW.model_copy(update={"guidance_scale": 4.0})
+    told: list[str] = []
+    for asked in (wishes, *(wishes.model_copy(update={"class_guidance": s}) for s in (1.0, 4.0))):
+        made = ready(base, str(folder), place, asked, Palette(cells=2).open(), how=how, count=2)
+        assert made.prior is not None and made.how == how
+        assert made.run.data.pixels.resize == 16, "a drawn picture is not enlarged"
         told.append(made.prior.digest)
-    assert told[0] == told[1] != told[2], "by default that of all samples, here 1"
+    assert told[0] == told[1] != told[2], "by default 1, whatever that of all samples"
 
 
 def test_class_pictures_may_be_real_ones(

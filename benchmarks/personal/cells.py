@@ -34,9 +34,10 @@ METHODS: dict[str, Settings] = {
     "lora 16": _lora(16),
 }
 ASIDES: dict[str, Settings] = {
-    "full, class plain": {"lr": FULL, "class_guidance": 1.0},
+    "full, class guided": {"lr": FULL, "class_guidance": 3.0},
+    "full, zoomed": {"lr": FULL, "zoom": 1.125},
+    "full, guided and zoomed": {"lr": FULL, "class_guidance": 3.0, "zoom": 1.125},
     "full, captions dropped": {"lr": FULL, "set": ("objectives.0.drop=0.1",)},
-    "full, both": {"lr": FULL, "class_guidance": 1.0, "set": ("objectives.0.drop=0.1",)},
     "full 3e-4": {"lr": 3e-4},
     "lora 4, 8e-3": {"adapter": {"kind": "lora", "rank": 4}, "lr": 8e-3},
     "tokens 1e-1": {"adapter": {"kind": "tokens"}, "lr": 1e-1},

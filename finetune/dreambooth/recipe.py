@@ -34,8 +34,9 @@ class Wishes(Record):
     all of which are taken. By default the base draws its own."""
     class_only: str = ""
     """Of tars of the class: the beginning of the keys to take."""
-    class_guidance: float | None = Field(default=None, ge=0)
-    """Guidance of the class pictures; by default that of all samples."""
+    class_guidance: float = Field(default=1.0, ge=0)
+    """Guidance of the class pictures. They are learned as what the class is, and whoever samples
+    then guides: drawn with guidance themselves they end guided twice, flat and alike."""
     steps: int = Field(default=400, ge=1)
     lr: float | None = Field(default=None, gt=0)
     """By default the base's own times what suits the adapter: see `RATES`."""
@@ -52,8 +53,9 @@ class Wishes(Record):
     """How often samples are drawn and measured on the way."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of mirroring a picture, anew in each epoch."""
-    zoom: float = Field(default=1.125, ge=1)
-    """Pictures are resized to so much of the model's size, then cropped at random."""
+    zoom: float = Field(default=1.0, ge=1)
+    """Pictures are resized to so much of the model's size, then cropped at random. Above 1 those
+    that the base drew are enlarged, and so blurred."""
     seed: int = Field(default=0, ge=0)
 
     @property

@@ -107,8 +107,7 @@ def _of_class(
             wishes.class_from, home, text, subject=False, only=wishes.class_only, masks=masks
         )
     told(f"{wishes.class_images} pictures of {text!r} by {base.place.name}")
-    scale = wishes.class_guidance
-    plainly = how if scale is None else how.model_copy(update={"guidance_scale": scale})
+    plainly = how.model_copy(update={"guidance_scale": wishes.class_guidance})
     return prior.drawn(base, text, wishes.class_images, home, plainly, masks=masks)
 
 
