@@ -37,7 +37,7 @@ def packed(
     """Packs pictures of a subject, or of its class, as one dataset; the same is kept if there.
 
     Args:
-        source: a folder of pictures, or of indexed tars, or one tar.
+        source: a folder of pictures, or of tars, or one tar.
         out: a folder for the tars.
         text: every picture's caption.
         subject: these are the subject; else others of its class.
@@ -101,7 +101,7 @@ def _named(source: str, listed: str) -> DataError | None:
 
 
 def _items(source: str, only: str) -> Iterator[Item]:
-    if source.endswith(".tar") or storage.exists(storage.join(source, "index")):
+    if source.endswith(".tar") or _has_tars(source):
         yield from _of_tars(source, only)
         return
     if not storage.is_local(source):
@@ -110,6 +110,13 @@ def _items(source: str, only: str) -> Iterator[Item]:
     if not path.is_dir():
         raise DataError(f"{source} is no folder. Name one with 3 to 30 pictures of one subject.")
     yield from (item for item in Folder(path, Columns()) if not _MASK.search(item.name))
+
+
+def _has_tars(source: str) -> bool:
+    """Whether a folder has tars, and no pictures beside them."""
+    names = storage.children(source)
+    pictures = any(decode.is_image(name.lower()) for name in names)
+    return any(name.endswith(".tar") for name in names) and not pictures
 
 
 def _of_tars(source: str, only: str) -> Iterator[Item]:
