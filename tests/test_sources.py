@@ -210,6 +210,29 @@ def test_a_table_with_columns_of_any_name(tmp_path: Path) -> None:
             list(open_source(place, wrong))
 
 
+def test_a_column_without_a_name_is_no_caption_and_no_key(tmp_path: Path) -> None:
+    """pandas writes its row numbers so."""
+    pictures(tmp_path, "one/a.png", "two/a.png")
+    for name in ("one", "two"):
+        table(tmp_path / name, "metadata.csv", ",file_name,label\n0,a.png,cat\n")
+    assert [what for _, what in all_told(open_source(str(tmp_path)))] == [
+        (None, {"": "0", "label": "cat"}),
+        (None, {"": "0", "label": "cat"}),
+    ]
+    place = table(tmp_path / "one", "t.csv", ",image,text\n0,a.png,cat\n")
+    source = open_source(place, Columns(caption="", key=""))
+    assert all_told(source) == [("t.csv:2", ("cat", {"": "0"}))]
+    assert [item.key[:2] for item in source] == ["a-"]
+
+
+def test_the_key_may_be_the_column_of_the_picture_or_the_caption(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    place = table(tmp_path, "t.csv", "file_name,text\na.png,one\nb.png,two\n")
+    for key, keys in (("file_name", ["a_png", "b_png"]), ("text", ["one", "two"])):
+        found = [item.key for item in open_source(place, Columns(key=key))]
+        assert [one.partition("-")[0] for one in found] == keys
+
+
 def test_keys_of_rows_depend_on_the_row_alone(tmp_path: Path) -> None:
     pictures(tmp_path, "x.png", "y.png")
     rows = ["x.png,one", "y.png,two", "x.png,three"]

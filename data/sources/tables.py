@@ -73,7 +73,7 @@ def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -
     """
     where, blob = _picture(row.get(columns.image or ""))
     record = {column: plain(value) for column, value in row.items() if column != columns.image}
-    caption = record.pop(columns.caption or "", None)
+    caption = record.pop(columns.caption, None) if columns.caption else None
     if isinstance(caption, list):  # the first is the text, and the record keeps them all
         record[columns.caption or ""] = caption
         caption = next((one for one in caption if isinstance(one, str) and one.strip()), "")
@@ -81,7 +81,9 @@ def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -
     own = json.dumps([caption, record], sort_keys=True)
     stem = os.path.splitext(os.path.normpath(where))[0] if where else ""
     seen = "" if blob is None else hashlib.blake2b(blob, digest_size=8).hexdigest()
-    chosen = record.get(columns.key or "")
+    chosen = plain(row.get(columns.key)) if columns.key else None
+    if columns.key == columns.image:
+        chosen = where
     named = str(chosen) if chosen not in (None, "") else ""
     key = key_of(named) if named else key_of(stem or seen, own, seen)
     mark = (mark or own) + (stamp(root / where) if where and blob is None else "")
