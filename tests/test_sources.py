@@ -276,6 +276,42 @@ def test_a_bad_row_is_named_and_the_others_go_on(tmp_path: Path, line: bytes, re
         assert reason == "cannot be read"
 
 
+def test_rows_of_json_may_leave_out_columns(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png", "c.png")
+    rows: list[dict[str, Any]] = [
+        {"n": 1},
+        {"image": "a.png"},
+        {"image": "b.png", "file_name": "z.png", "caption": "dog"},
+        {"image": "c.png", "text": "kept", "caption": "cat", "id": "seven"},
+    ]
+    found = [
+        "no picture",
+        (None, None),
+        ("dog", {"file_name": "z.png"}),
+        ("cat", {"text": "kept", "id": "seven"}),
+    ]
+    lines = table(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)))
+    whole = table(tmp_path, "t.json", json.dumps(rows))
+    for place in (lines, whole):
+        for columns in (Columns(), Columns(caption="caption", key="id")):
+            source = open_source(place, columns)
+            assert [what for _, what in all_told(source)] == found
+            assert list(source)[-1].key.startswith("seven") == bool(columns.key)
+        with pytest.raises(DataError, match=r"no column 'words', only n, image, file_name"):
+            list(open_source(place, Columns(caption="words")))
+    table(tmp_path, "metadata.jsonl", "\n".join(map(json.dumps, rows[1:])))
+    assert [what for _, what in all_told(open_source(str(tmp_path)))] == found[1:]
+
+
+def test_captions_of_coco_may_begin_later(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    said = [{"id": 5, "image_id": 2, "caption": "a dog"}]
+    place = table(tmp_path, "t.json", json.dumps({"images": images, "annotations": said}))
+    found = [what for _, what in all_told(open_source(place))]
+    assert found == [(None, {"id": 1}), ("a dog", {"id": 2, "captions": ["a dog"]})]
+
+
 def test_rows_of_a_wrong_length_or_encoding_are_named(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png")
     text = b"image,text\na.png,x\na.png\na.png,x,y\na.png,\xff\na.png,last\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..decode import is_image
 from ..items import Item, Members, Notes, Unreadable, key_of, printable
 from .beside import SIDECARS, picture, stamp
-from .tables import Columns, bad_row, item, rows
+from .tables import Columns, bad_row, item, opened
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 _CONVERTED = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff")
@@ -62,12 +62,11 @@ class Folder:
                 yield from self._folder(folder / entry.name, f"{inner}{entry.name}/", named)
 
     def _rows(self, table: Path, inner: str, named: set[str]) -> Iterator[Item]:
-        columns: Columns | None = None
-        for place, row in rows(table):
+        columns, found = opened(table, self.columns)
+        for place, row in found:
             if isinstance(row, str):
                 yield bad_row(inner + place, "unreadable row", row)
                 continue
-            columns = columns or self.columns.named(list(row), source=str(table))
             row[columns.image or ""] = inner + str(row.get(columns.image or "") or "")
             named.add(os.path.normpath(row[columns.image or ""]))
             yield item(row, columns, name=inner + place, root=self.path)

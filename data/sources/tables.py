@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,30 @@ class Columns:
         image = self.image or likely[0]
         texts = [name for name in _CAPTIONS if name in names and name != image]
         return Columns(image, self.caption or (texts[0] if texts else None), self.key)
+
+    def of_rows(self, found: Iterable[tuple[str, Row | str]], *, source: str) -> "Columns":
+        """The columns by the first rows that have them, as rows of JSON may leave some out.
+
+        Args:
+            found: `rows` of a table, read no further than to the last column.
+            source: of the message.
+
+        Raises:
+            DataError: a column that no row has, or none that could be the picture.
+        """
+        names: dict[str, None] = {}
+        image, caption = self.image, self.caption
+        for _, row in found:
+            if isinstance(row, str):
+                continue
+            names |= dict.fromkeys(row)
+            image = image or next((name for name in _IMAGES if name in row), None)
+            texts = (name for name in _CAPTIONS if name in row and name != image)
+            caption = caption or next(texts, None)
+            if image and caption and {image, caption, self.key} - {None} <= names.keys():
+                break
+        whole = replace(self, image=image, caption=caption)
+        return whole.named(list(names), source=source) if names else self
 
 
 def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -> Item:
@@ -145,13 +170,12 @@ class Table:
 
     def __iter__(self) -> Iterator[Item]:
         """Yields the rows in the order they lie in the file."""
-        columns: Columns | None = None
-        for name, row in rows(self.path):
+        columns, found = opened(self.path, self.columns)
+        for name, row in found:
             if isinstance(row, str):
                 yield bad_row(name, "unreadable row", row)
-                continue
-            columns = columns or self.columns.named(list(row), source=str(self.path))
-            yield item(row, columns, name=name, root=self.root)
+            else:
+                yield item(row, columns, name=name, root=self.root)
 
 
 def require_distinct(columns: list[str], path: Path) -> None:
@@ -162,6 +186,21 @@ def require_distinct(columns: list[str], path: Path) -> None:
     """
     if len(set(columns)) < len(columns):
         raise DataError(f"{path}: a column's name comes twice in {columns}. Rename one.")
+
+
+def opened(path: Path, columns: Columns) -> tuple[Columns, Iterable[tuple[str, Row | str]]]:
+    """Which columns of a table are what, and its `rows`.
+
+    Raises:
+        DataError: as `rows` and `Columns.named`.
+    """
+    suffix, found = path.suffix.lower(), rows(path)
+    if suffix in (".csv", ".tsv"):  # their header names all columns, so one good row is enough
+        found = itertools.islice((each for each in found if not isinstance(each[1], str)), 1)
+    elif suffix == ".json":  # which is in memory anyway
+        found = list(found)
+        return columns.of_rows(found, source=str(path)), found
+    return columns.of_rows(found, source=str(path)), rows(path)
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row | str]]:
