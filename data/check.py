@@ -104,7 +104,7 @@ def _check_shard(manifest: Manifest, shard: Shard, findings: Findings) -> None:
         findings.note(reason, str(err), max(0, len(expected) - seen))
         return
     if seen < len(expected):
-        sentence = f"{shard.url}: {seen} samples, its index has {len(expected)}"
+        sentence = f"{storage.shown(shard.url)}: {seen} samples, its index has {len(expected)}"
         findings.note("missing sample", sentence, len(expected) - seen)
 
 
@@ -112,8 +112,8 @@ def _check_object(shard: Shard, findings: Findings) -> None:
     size, etag = storage.stat(shard.url)
     if (size, etag) != (shard.bytes, shard.etag):
         findings.note_replaced(
-            f"{shard.url} is not the object that was indexed: {size} bytes, etag {etag}, not "
-            f"{shard.bytes} bytes, etag {shard.etag}. Index it again."
+            f"{storage.shown(shard.url)} is not the object that was indexed: {size} bytes, "
+            f"etag {etag}, not {shard.bytes} bytes, etag {shard.etag}. Index it again."
         )
 
 
@@ -125,7 +125,8 @@ def _check_sample(
     shard: Shard, entry: Entry | None, record: Record, blobs: dict[str, bytes], findings: Findings
 ) -> None:
     if entry is None or _places(entry.record) != _places(record):
-        findings.note("not indexed", f"{shard.url}: {record.key} is not what the index has there")
+        where = f"{storage.shown(shard.url)}: {record.key}"
+        findings.note("not indexed", f"{where} is not what the index has there")
         return
     try:
         sample(entry.record, blobs, shard=shard.url)

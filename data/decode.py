@@ -18,6 +18,7 @@ from ..errors import CrcError, ShardError
 from . import jpeg
 from .jpeg import Blob
 from .records import Record
+from .urls import shown
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000
@@ -164,14 +165,14 @@ def sample(
     for extension, blob in blobs.items():
         if isal_zlib.crc32(blob) != record.members[extension].crc32:
             raise CrcError(
-                f"{shard}: {record.key}.{extension} is not the file that was indexed (crc32). "
-                "The shard changed or is damaged: index it again, or upload it again."
+                f"{shown(shard)}: {record.key}.{extension} is not the file that was indexed "
+                "(crc32). The shard changed or is damaged: index it again, or upload it again."
             )
         try:
             _put(found, extension, blob, None if exact else fit)
         except Exception as err:  # Pillow raises anything on a damaged file: struct.error, KeyError
             raise ShardError(
-                f"{shard}: {record.key}.{extension} cannot be decoded: {err}. "
+                f"{shown(shard)}: {record.key}.{extension} cannot be decoded: {err}. "
                 "`diptych data check` lists every such file."
             ) from err
     return found

@@ -161,7 +161,8 @@ def quarantine(manifest: Manifest, shard: str, key: str, reason: str) -> Hole:
     lines = open_lines(manifest, found[0])
     records = [entry.record for entry in lines.entries(0, len(lines)) if entry.record.key == key]
     if not records:
-        raise DataError(f"{found[0].url} has no sample {key!r}. `diptych ledger` prints the keys.")
+        where = storage.shown(found[0].url)
+        raise DataError(f"{where} has no sample {key!r}. `diptych ledger` prints the keys.")
     known = quarantined(manifest)
     if any((hole.shard, hole.key) == (shard, key) for hole in known):
         raise DataError(f"{shard}/{key} is in quarantine already.")

@@ -134,7 +134,7 @@ def add(url: str, out: str) -> Shard:
 
 def beside(url: str) -> str:
     """Where the index of a shard or a folder of shards lies by default."""
-    folder = _parent(url) if url.endswith(".tar") else url
+    folder = storage.parent(url) if url.endswith(".tar") else url
     return storage.join(folder, FOLDER)
 
 
@@ -265,7 +265,9 @@ def _index(url: str, out: str) -> Shard:
     with storage.open_read(url) as file, storage.explained(url):
         lines = [_line(record, blobs) for record, blobs in scan(file, shard=url)]
     if not lines:
-        raise ShardError(f"{url} holds no samples. Leave it out, or upload it again.")
+        raise ShardError(
+            f"{storage.shown(url)} holds no samples. Leave it out, or upload it again."
+        )
     data = "".join(lines).encode()
     digest = hashlib.sha256(data).hexdigest()
     storage.write(_lines_url(url, out), gzip.compress(data, 6, mtime=0))
@@ -298,7 +300,7 @@ def _entry(line: bytes) -> Entry:
 def _row(shard: Shard, out: str) -> dict[str, Any]:
     """A shard beside its index is written by a relative name, so that the two can move together."""
     row = {name: getattr(shard, name) for name in Shard.__slots__}
-    if _parent(shard.url) == _parent(out):
+    if storage.parent(shard.url) == storage.parent(out):
         row["url"] = "../" + storage.name(shard.url)
     return row
 
@@ -306,12 +308,8 @@ def _row(shard: Shard, out: str) -> dict[str, Any]:
 def _shard(row: dict[str, Any], out: str) -> Shard:
     shard = Shard(**row)
     if shard.url.startswith("../"):
-        return replace(shard, url=storage.join(_parent(out), shard.url.removeprefix("../")))
+        return replace(shard, url=storage.join(storage.parent(out), shard.url.removeprefix("../")))
     return shard
-
-
-def _parent(url: str) -> str:
-    return url.rpartition("/")[0]
 
 
 def _dump(manifest: Manifest) -> bytes:

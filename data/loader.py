@@ -28,6 +28,7 @@ from .plan import Plan, Ref
 from .room import ROOM
 from .tokens import Text
 from .transforms import Frame, Pixels, Placed, placing, put, told
+from .urls import shown
 from .walk import Walk
 
 
@@ -187,8 +188,8 @@ class Loader:
             if raw is None:
                 raw = blocks.raw(ref) if kept is None else Raw(blocks.url(ref), record, kept)
             found = self._decoded(blocks, ref, raw, wanted)
-            _require(found, self.recipe, f"{raw.shard}: {key}")
-            arrays = _arrays(found, self.recipe, f"{raw.shard}: {key}")
+            _require(found, self.recipe, f"{shown(raw.shard)}: {key}")
+            arrays = _arrays(found, self.recipe, f"{shown(raw.shard)}: {key}")
             placed = self._put_image(blocks, ref, found, wanted, draw, image_CHW)
             hints = self.hints.of(blocks, ref, found, wanted, placed) if placed else {}
         except ShardError as fault:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config import digest
 from ..errors import DataError
+from . import storage
 from .buckets import Buckets, Table, count
 from .index import LineCache, Manifest
 from .mix import Mix
@@ -172,7 +173,7 @@ class Plan:
     def label(self, ref: Ref) -> str:
         """The shard of a visit as keys and ledgers name it."""
         source = self.sources[ref.source]
-        name = source.manifest.shards[ref.shard].url.rpartition("/")[2]
+        name = storage.name(source.manifest.shards[ref.shard].url)
         return f"{source.name}/{name}" if source.name else name
 
     def _refs(self, step: int, first: int, last: int) -> list[Ref]:

@@ -205,8 +205,8 @@ def _write(
             keeps = keeps and all(row.kept is not None for row in rows)
             if len(faults) > most:
                 raise ShardError(
-                    f"{origin.url}: {len(faults)} samples or more of {len(lines)} cannot be "
-                    f"encoded. The first: {faults[0]} Index the shard again, or mend it."
+                    f"{storage.shown(origin.url)}: {len(faults)} samples or more of {len(lines)} "
+                    f"cannot be encoded. The first: {faults[0]} Index the shard again, or mend it."
                 )
             _add_rows(archive, rows, encoder, spec, origin.url)
     return faults, keeps
@@ -234,7 +234,7 @@ def _add_rows(
         told |= {"kept": row.kept} if row.kept is not None else {}
         _add(archive, f"{row.key}.{ROW}", json.dumps(told).encode())
         for name in sorted(found):
-            blob = _npy(found[name], spec.dtype, f"{url}: {row.key}.{name}")
+            blob = _npy(found[name], spec.dtype, f"{storage.shown(url)}: {row.key}.{name}")
             _add(archive, f"{row.key}.{name}.npy", blob)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .fetch import span
 from .retry import DEFAULT, Policy
+from .urls import shown
 
 
 class Reader(io.RawIOBase):
@@ -50,7 +51,7 @@ class Reader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise ValueError(f"{self.url}: no place {base + offset}")
+            raise ValueError(f"{shown(self.url)}: no place {base + offset}")
         self._place = base + offset
         return self._place
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import ShardError
+from .urls import shown
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"^__[^/]*__($|/)")
@@ -68,6 +69,7 @@ def scan(file: Any, *, shard: str) -> Iterator[tuple[Record, dict[str, bytes]]]:
     Raises:
         ShardError: no tar, cut short, a damaged header, or two members of one name in a sample.
     """
+    shard = shown(shard)
     key: str | None = None
     members: dict[str, Member] = {}
     blobs: dict[str, bytes] = {}

@@ -137,7 +137,7 @@ def _row(
     except CrcError:
         raise  # no row of the bytes that the index names can be made of others
     except (ShardError, ValueError) as err:
-        fault = str(err).removeprefix(f"{origin.url}: ")
+        fault = str(err).removeprefix(f"{storage.shown(origin.url)}: ")
         return Row(record.key, made, fault=fault, kept=beside)
     return Row(record.key, made, image_CHW, text, kept=beside)
 

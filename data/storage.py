@@ -30,7 +30,8 @@ from .urls import is_local as is_local
 from .urls import join as join
 from .urls import local_path as local_path
 from .urls import name as name
-from .urls import shown
+from .urls import parent as parent
+from .urls import shown as shown
 
 T = TypeVar("T")
 

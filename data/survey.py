@@ -98,7 +98,7 @@ def _chart(
 
 def left_out(manifest: Manifest) -> list[dict[str, Any]]:
     """What `pack` skipped, and what is quarantined, by reason."""
-    beside = manifest.shards[0].url.rpartition("/")[0]
+    beside = storage.parent(manifest.shards[0].url)
     skipped = storage.join(beside, SKIPPED)
     quarantine = storage.join(manifest.url, QUARANTINE)
     return [

@@ -42,7 +42,7 @@ def _absolute(url: str) -> str:
                 "AWS_SECRET_ACCESS_KEY in the environment, or use a role."
             )
         if scheme != "file":
-            return url.rstrip("/")
+            return url if url.startswith("https:") and "?" in url else url.rstrip("/")
         url = rest.removeprefix("//")
     return "file://" + str(Path(url).expanduser().absolute())
 
@@ -56,8 +56,13 @@ def join(url: str, *names: str) -> str:
 
 
 def name(url: str) -> str:
-    """The last part of a URL."""
-    return url.rstrip("/").rpartition("/")[2]
+    """The last part of a URL, without a query."""
+    return _bare(url).rstrip("/").rpartition("/")[2]
+
+
+def parent(url: str) -> str:
+    """The URL of the folder that it lies in."""
+    return _bare(url).rpartition("/")[0]
 
 
 def is_local(url: str) -> bool:
@@ -74,3 +79,7 @@ def shown(url: str) -> str:
     """The URL as a message may show it: without a query, which can hold a signature."""
     bare, _, query = url.partition("?")
     return f"{bare}?…" if query and url.startswith("https://") else url
+
+
+def _bare(url: str) -> str:
+    return url.partition("?")[0] if url.startswith("https://") else url

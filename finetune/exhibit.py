@@ -159,8 +159,8 @@ def _prompt(sample: records.Record, members: dict[str, bytes], text: str, where:
     said = members["txt"].decode() if text == "txt" and "txt" in members else record.get(text)
     if not isinstance(said, str):
         raise DataError(
-            f"{where}: {sample.key} has no text {text!r} to draw. Give --prompts a dataset that "
-            "has."
+            f"{storage.shown(where)}: {sample.key} has no text {text!r} to draw. Give --prompts a "
+            "dataset that has."
         )
     ends = [one for name, one in sample.members.items() if decode.is_image(name)]
     picture = (where, ends[0].offset, ends[0].offset + ends[0].size) if ends else None

@@ -200,7 +200,7 @@ def _shards(manifest: Manifest, limit: int | None) -> Iterator[Shard]:
 
 def _label(shard: Shard) -> str:
     """As `Plan.label` has it for a dataset alone."""
-    return shard.url.rpartition("/")[2]
+    return storage.name(shard.url)
 
 
 def _picture(record: Record, key: str) -> Hashable:

@@ -49,7 +49,7 @@ def captions(manifest: Manifest, field: str | None = None) -> list[list[str]]:
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
             for record, members in scan(file, shard=shard.url):
                 picture = next((members[e] for e in _IMAGES if e in members), record.key.encode())
-                texts = _texts(members, field, f"{shard.url}/{record.key}")
+                texts = _texts(members, field, f"{storage.shown(shard.url)}/{record.key}")
                 known = by_picture[blake2b(picture, digest_size=16).digest()]
                 known.extend(text for text in texts if text not in known)
     return list(by_picture.values())

@@ -72,7 +72,7 @@ def shown(manifest: Manifest, hits: list[tuple[str, float]]) -> list[dict[str, A
     rows = dict[str, dict[str, Any]]()
     wanted = dict(hits)
     for shard in manifest.shards:
-        name = shard.url.rpartition("/")[2]
+        name = storage.name(shard.url)
         if not any(key.startswith(f"{name}/") for key in wanted):
             continue
         for entry in entries(manifest, shard):

@@ -52,7 +52,7 @@ def records(manifest: Manifest) -> Iterator[dict[str, Any]]:
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
             for record, members in scan(file, shard=shard.url):
                 if "json" in members:
-                    yield _parsed(members["json"], f"{shard.url}/{record.key}.json")
+                    yield _parsed(members["json"], f"{storage.shown(shard.url)}/{record.key}.json")
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from faults import proxied
 
-from diptych.data import fetch, storage
+from diptych.data import check, fetch, index, pack, preview, storage, stream
 from diptych.data.retry import Policy, counters
-from diptych.errors import ReplacedError, StorageError
+from diptych.errors import ReplacedError, ShardError, StorageError
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
 BODY = bytes(range(256)) * 400
@@ -30,6 +30,8 @@ class Web(BaseHTTPRequestHandler):
     timeout = 30
     etag = '"one"'
     wrong = 0
+    tars: ClassVar[dict[str, bytes]] = {}
+    """By the last part of their path, signature and all."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
@@ -56,6 +58,10 @@ class Web(BaseHTTPRequestHandler):
 
     def tagged(self) -> None:
         self.ranges(ETag=type(self).etag)
+
+    def signed(self) -> None:
+        tar = type(self).tars.get(self.path.removeprefix("/signed/"))
+        self.answer(404) if tar is None else self.ranges(tar, ETag=type(self).etag)
 
     def dated(self) -> None:
         self.ranges(Last_Modified="Mon, 23 Nov 2026 06:00:00 GMT")
@@ -163,6 +169,38 @@ def test_a_clear_no_is_told_once_and_without_the_signature(web: str) -> None:
         assert "canary" not in str(caught.value)
         assert counters.now()["retries"] == before
     assert not storage.exists(f"{web}/gone/x")
+
+
+def test_a_signature_is_asked_with_and_shown_nowhere(
+    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (pack.tar([(key, {"jpg": b"none", "txt": b"x"})]) for key in "ab")
+    names = ("0.tar?sig=one/canary", "1.tar?sig=two/canary/", "cut.tar?canary", "empty.tar?canary")
+    tars = dict(zip(names, (one, two, one[:1200], pack.tar([])), strict=True))
+    monkeypatch.setattr(Web, "tars", tars)
+    urls = [f"{web}/signed/{name}" for name in names]
+    samples = list(stream(urls[:2]))
+    assert [(sample["__key__"], sample["__url__"]) for sample in samples] == [
+        ("a", urls[0]),
+        ("b", urls[1]),
+    ]
+    for url, said in ((urls[2], "end-of-archive"), (urls[3], "holds no samples")):
+        with pytest.raises(ShardError, match=said) as caught:
+            index.build([url], str(tmp_path / "none"))
+        assert "canary" not in str(caught.value) and "tar?…" in str(caught.value)
+    with pytest.raises(ShardError, match=r"two shards are called '0\.tar'"):
+        index.build([urls[0], f"{urls[0]}-again"], str(tmp_path / "none"))
+    manifest = index.build(urls[:2], str(tmp_path / "index"))
+    there = sorted(path.name for path in (tmp_path / "index").iterdir())
+    assert there == sorted(
+        ["manifest.json", *(f"{n}.tar{end}" for n in (0, 1) for end in (".json", ".jsonl.gz"))]
+    )
+    found = check.check(manifest)
+    assert found.reasons == {"cannot be decoded": 2}
+    tars[names[0]], tars[names[1]] = two, two[:2048] + bytes(10240)
+    more = [sentence for _, sentence in check.check(manifest).faults]
+    told = preview.page(manifest) + str(found.faults) + str(more)
+    assert "canary" not in told and "0.tar?…: a.jpg cannot be decoded" in told
 
 
 def test_a_server_without_ranges_is_not_read_to_far_behind(web: str) -> None:
