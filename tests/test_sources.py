@@ -347,6 +347,22 @@ def test_what_json_cannot_hold(tmp_path: Path) -> None:
     assert told(next(iter(open_source(place)))) == (None, {"x": None, "y": [1, {"z": None}]})
 
 
+def test_half_a_character_is_replaced(tmp_path: Path) -> None:
+    half, mended = '"hi \\ud83d"', "hi \ufffd"
+    pictures(tmp_path, "set/a.png", "set/b.png", "c.png")
+    (tmp_path / "set/a.json").write_text(f'{{"caption": {half}, {half}: [{half}]}}')
+    assert all_told(open_source(str(tmp_path / "set"))) == [
+        ("a.png", (mended, {"caption": mended, mended: [mended]})),
+        ("b.png", (None, None)),
+    ]
+    rows = [f'{{"image": "c.png", "text": {said}, "note": {half}}}' for said in (half, f"[{half}]")]
+    found = all_told(open_source(table(tmp_path, "t.jsonl", "\n".join(rows))))
+    assert found == [
+        ("t.jsonl:1", (mended, {"note": mended})),
+        ("t.jsonl:2", (mended, {"text": [mended], "note": mended})),
+    ]
+
+
 # Parquet, Arrow, Hugging Face. The layouts below are those that datasets 5.2.0 writes
 # (save_to_disk, to_parquet), checked against files that it had written.
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ def picture(path: Path) -> Members:
     text, record = (_beside(path, suffix) for suffix in SIDECARS)
     caption = _text(text or b"", path)
     if record is not None:
-        fields = _record(record, path)
+        fields = plain(_record(record, path))
         if text is None:
             found = fields.get("text") or fields.get("caption")
             caption = found.strip() if isinstance(found, str) else ""
-        members["json"] = json.dumps(plain(fields)).encode()
+        members["json"] = json.dumps(fields).encode()
     if caption:
         members["txt"] = caption.encode()
     return members
@@ -50,13 +51,15 @@ def stamp(path: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it; not-a-number becomes null."""
+    """A value as JSON in UTF-8 can hold it: not-a-number is null, half a character U+FFFD."""
+    if isinstance(value, str):
+        return value if value.isascii() else re.sub(r"[\ud800-\udfff]", "\ufffd", value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
+        return {plain(str(name)): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return str(value)

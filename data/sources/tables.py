@@ -97,7 +97,9 @@ def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -
         mark: what changes with the row, if that is cheaper to tell than its content.
     """
     where, blob = _picture(row.get(columns.image or ""))
-    record = {column: plain(value) for column, value in row.items() if column != columns.image}
+    record = {
+        plain(column): plain(value) for column, value in row.items() if column != columns.image
+    }
     caption = record.pop(columns.caption, None) if columns.caption else None
     if isinstance(caption, list):  # the first is the text, and the record keeps them all
         record[columns.caption or ""] = caption
