@@ -508,6 +508,38 @@ def test_plain_bytes_and_other_types(tmp_path: Path, kind: pyarrow.DataType) -> 
         assert source.notes.columns == {"raw"}
 
 
+def test_times_that_python_cannot_hold_are_texts(tmp_path: Path) -> None:
+    times = {"ns": [1_234_567_891, 1_000_000_000], "us": [0, 10**18]}
+    columns = {unit: pyarrow.array(each, pyarrow.timestamp(unit)) for unit, each in times.items()}
+    columns["long"] = pyarrow.array(times["ns"], pyarrow.duration("ns"))
+    columns["image"] = pyarrow.array([png(1), png(2)])
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    (_, first), (_, second) = all_told(open_source(str(tmp_path / "x.parquet")))
+    assert first[1]["ns"] == "1970-01-01 00:00:01.234567891"
+    assert first[1]["us"] == "1970-01-01 00:00:00" and second[1]["ns"] == "1970-01-01 00:00:01"
+    assert "234567891" in first[1]["long"] and f"{10**18}" in second[1]["us"]
+    columns["deep"] = pyarrow.StructArray.from_arrays([columns["us"]], names=["at"])
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: column 'deep' holds .* as text"):
+        list(open_source(str(tmp_path / "x.parquet")))
+
+
+def test_bytes_in_views_and_dictionaries_are_bytes(tmp_path: Path) -> None:
+    seen = pyarrow.table(
+        {
+            "image": pyarrow.array([png(1)], pyarrow.binary_view()),
+            "text": pyarrow.array(["one"], pyarrow.string_view()),
+            "thumb": pyarrow.array([b"\xff"], pyarrow.binary_view()),
+            "more": pyarrow.array([b"\xff"]).dictionary_encode(),
+        }
+    )
+    with pyarrow.ipc.new_file(str(tmp_path / "x.arrow"), seen.schema) as writer:
+        writer.write_table(seen)
+    source = open_source(str(tmp_path / "x.arrow"))
+    assert [what for _, what in all_told(source)] == [("one", None)]
+    assert source.notes.columns == {"thumb", "more"}
+
+
 def test_few_rows_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def whole(*_: object, **__: object) -> None:
         pytest.fail("read whole")

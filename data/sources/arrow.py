@@ -52,7 +52,7 @@ class ArrowFiles:
         dropped = {field.name for field in first.schema if _binary(field.type)} - {columns.image}
         self.notes.columns |= dropped
         wanted = [name for name in names if name not in dropped]
-        rows = (batch.select(wanted).to_pylist() for batch in itertools.chain([first], batches))
+        rows = (_told(batch.select(wanted), path) for batch in itertools.chain([first], batches))
         for number, row in enumerate(itertools.chain.from_iterable(rows)):
             yield number, row, columns
 
@@ -134,6 +134,35 @@ def _batches(path: Path) -> Iterator[Any]:
                 yield batch.slice(first, _ROWS)
 
 
+def _told(batch: Any, path: Path) -> list[dict[str, Any]]:
+    """The rows of a batch; a time that Python cannot hold, such as one of nanoseconds, is a text.
+
+    Raises:
+        DataError: another value that it cannot hold.
+    """
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):
+        names = batch.schema.names
+        columns = [
+            [_value(one, f"{path}: column {name!r}") for one in column]
+            for name, column in zip(names, batch.columns, strict=True)
+        ]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _value(one: Any, where: str) -> Any:
+    try:
+        return one.as_py()
+    except (ValueError, OverflowError) as err:
+        pyarrow = _pyarrow()
+        if pyarrow.types.is_temporal(one.type):
+            return one.cast(pyarrow.string()).as_py()
+        raise DataError(
+            f"{where} holds a value that cannot be read: {err}. Write the column as text."
+        ) from err
+
+
 def _split(path: Path, folder: Path) -> str:
     """The split, and the configuration if there are some, by a file's folders and name."""
     found = _NAME.match(path.stem) or _SPLIT.match(path.stem)
@@ -163,6 +192,10 @@ def _binary(kind: Any) -> bool:
     types = _pyarrow().types
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return True
+    if types.is_binary_view(kind):
+        return True
+    if types.is_dictionary(kind):
+        return _binary(kind.value_type)
     return any(_binary(kind.field(place).type) for place in range(kind.num_fields))
 
 
