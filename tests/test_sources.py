@@ -439,6 +439,8 @@ def test_a_saved_dataset_of_several_splits(tmp_path: Path) -> None:
         ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "test, train"),
         ("train/0000.parquet", "test/0000.parquet", "test, train"),
         ("train.parquet", "test.parquet", "test, train"),
+        ("train_0.parquet", "my test.parquet", "test, train"),
+        ("beans-TRAIN.parquet", "beans.test2.PARQUET", "test, train"),
         ("a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet", "a/train, b/train"),
     ],
 )
@@ -453,6 +455,28 @@ def test_a_repository_of_parquet_files(tmp_path: Path, train: str, test: str, na
     found = open_source(str(tmp_path), split=names.split(", ")["train" in names.split(", ")])
     assert isinstance(found, ArrowFiles)
     assert len(all_told(found)) == 50
+
+
+def test_a_word_within_a_word_is_no_split(tmp_path: Path) -> None:
+    for number, name in enumerate(("latest", "trains_0", "contest-1", "evaluated")):
+        parquet.write_table(hugging(rows(number, 1)), tmp_path / f"{name}.parquet")
+    assert len(list(open_source(str(tmp_path)))) == 4
+    parquet.write_table(hugging(rows(9, 1)), tmp_path / "x-test.parquet")
+    with pytest.raises(DataError, match="has the splits '', test: choose one"):
+        open_source(str(tmp_path))
+    assert len(list(open_source(str(tmp_path), split=""))) == 4
+
+
+@pytest.mark.parametrize("name", ["X.PARQUET", "x.feather", "X.Arrow"])
+def test_a_file_by_any_of_its_suffixes(tmp_path: Path, name: str) -> None:
+    table = hugging(rows(0, 3))
+    if name == "X.PARQUET":
+        parquet.write_table(table, tmp_path / name)
+    else:
+        with pyarrow.ipc.new_file(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table)
+    for place in (tmp_path, tmp_path / name):
+        assert [what for _, what in all_told(open_source(str(place)))] == expected(0, 3)
 
 
 def test_the_same_rows_have_the_same_keys_in_every_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..items import Source
-from .arrow import ArrowFiles, arrow_files, is_dataset, require_none
+from .arrow import SUFFIXES, ArrowFiles, arrow_files, is_dataset, require_none
 from .files import Folder, has_pictures
 from .tables import TABLES, Columns, Table
 
@@ -15,7 +15,7 @@ def open_source(
     """The source at a path, told apart by what lies there.
 
     Args:
-        place: a folder, or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file.
+        place: a folder, or a .csv, .tsv, .json, .jsonl, .parquet, .arrow or .feather file.
         columns: of a table; found by their names and types where None.
         split: of a Hugging Face dataset with several.
         root: folder that a table's paths are relative to and must stay in; the table's by default.
@@ -33,12 +33,12 @@ def open_source(
     if not path.is_file():
         raise DataError(f"{place} is not a folder and not a table. Check the path.")
     require_none(path, split)
-    if path.suffix.lower() in (".parquet", ".arrow"):
+    if path.suffix.lower() in SUFFIXES:
         return ArrowFiles(path.parent, [path], columns, base or path.parent)
     if path.suffix.lower() in TABLES:
         return Table(path, columns, base or path.parent)
     raise DataError(
         f"{place}: {path.suffix or 'no suffix'} is no table that pack reads. Give a folder of "
-        "pictures, or a .csv, .tsv, .json, .jsonl, .parquet or .arrow file. Tars of samples need "
-        "no packing: diptych data index. Unpack other archives first."
+        "pictures, or a .csv, .tsv, .json, .jsonl, .parquet, .arrow or .feather file. Tars of "
+        "samples need no packing: diptych data index. Unpack other archives first."
     )

@@ -11,10 +11,14 @@ from ...errors import DataError
 from ..items import Item, Notes
 from .tables import Columns, item, require_distinct
 
+SUFFIXES = (".parquet", ".arrow", ".feather")
 _ROWS = 32
 """Rows in memory at once."""
 _NAME = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
-_SPLIT = re.compile(r"(train|test|val|valid|validation|dev|eval)$")
+_SPLIT = re.compile(
+    r"(?:^|[-._ ])(train|test|val|valid|validation|dev|eval)(?=[-._ \d]|$)", re.IGNORECASE
+)
+"""A word in a file's name, where Hugging Face looks for it too."""
 
 
 class ArrowFiles:
@@ -78,9 +82,7 @@ def arrow_files(folder: Path, split: str | None) -> list[Path]:
         if state.get("_indices_data_files"):
             raise DataError(f"{folder} is a selection of rows: save it after flatten_indices().")
         return [folder / each["filename"] for each in state["_data_files"]]
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix in (".parquet", ".arrow", ".feather")
-    )
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(
             f"{folder} holds no pictures and no .parquet or .arrow files. Check the path."
@@ -115,7 +117,7 @@ def picture_columns(schema: Any) -> list[str]:
 def _batches(path: Path) -> Iterator[Any]:
     """Record batches of at most `_ROWS` rows, mapped from the file where its format allows."""
     pyarrow = _pyarrow()
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
         with parquet.ParquetFile(path) as file:
@@ -165,8 +167,9 @@ def _value(one: Any, where: str) -> Any:
 
 def _split(path: Path, folder: Path) -> str:
     """The split, and the configuration if there are some, by a file's folders and name."""
-    found = _NAME.match(path.stem) or _SPLIT.match(path.stem)
-    parts = [*path.relative_to(folder).parts[:-1], found[1] if found else ""]
+    whole, word = _NAME.match(path.stem), _SPLIT.search(path.stem)
+    found = whole[1] if whole else word[1].lower() if word else ""
+    parts = [*path.relative_to(folder).parts[:-1], found]
     told = [part for part in parts if part not in ("", "data", "default", "part")]
     return "/".join(part for part, _ in itertools.groupby(told))
 
@@ -176,7 +179,8 @@ def _chosen(folder: Path, splits: list[str], split: str | None) -> str:
         return splits[0]
     if split not in splits:
         said = f"{split!r} is none of them" if split else "choose one"
-        raise DataError(f"{folder} has the splits {', '.join(splits)}: {said}. Give --split NAME.")
+        names = ", ".join(name or "''" for name in splits)
+        raise DataError(f"{folder} has the splits {names}: {said}. Give --split NAME.")
     return split
 
 
