@@ -100,7 +100,7 @@ def build(
 
     Raises:
         ShardError: a shard is unreadable, or two shards have one name.
-        StorageError: a shard is missing, or the folder cannot be written.
+        StorageError: a shard is missing, or the folder cannot be written, as on a web server.
     """
     urls = [storage.absolute(url) for url in urls]
     names = [storage.name(url) for url in urls]
@@ -110,7 +110,9 @@ def build(
             f"two shards are called {twice[0]!r}; the ledger could not tell them apart."
         )
     out = storage.absolute(out) if out else beside(urls[0])
-    known = {shard.url: shard for shard in _partial(out)}
+    if out.startswith("https://"):
+        raise StorageError(f"{out}: nothing is written to a web server. Give --out FOLDER.")
+    known = {shard.url: shard for shard in _partial(out, names)}
 
     def one(url: str) -> Shard:
         size, etag = storage.stat(url)
@@ -133,9 +135,8 @@ def add(url: str, out: str) -> Shard:
 
 
 def beside(url: str) -> str:
-    """Where the index of a shard or a folder of shards lies by default."""
-    folder = storage.parent(url) if url.endswith(".tar") else url
-    return storage.join(folder, FOLDER)
+    """Where the index of a shard lies by default."""
+    return storage.join(storage.parent(url), FOLDER)
 
 
 def open_manifest(url: str) -> Manifest:
@@ -146,7 +147,7 @@ def open_manifest(url: str) -> Manifest:
     """
     url = storage.absolute(url)
     storage.require_bucket(url)
-    for folder in (url, beside(url)):
+    for folder in (url, beside(url) if url.endswith(".tar") else storage.join(url, FOLDER)):
         place = storage.join(folder, "manifest.json")
         if storage.exists(place):
             return _load(storage.read(place), folder)
@@ -330,10 +331,11 @@ def _load(data: bytes, folder: str) -> Manifest:
     return manifest
 
 
-def _partial(out: str) -> Iterator[Shard]:
-    """Shards that an earlier, perhaps interrupted, run has finished."""
+def _partial(out: str, names: list[str]) -> Iterator[Shard]:
+    """Those of the shards that an earlier, perhaps interrupted, run has finished."""
+    rows = {f"{name}.json" for name in names}
     for child in storage.children(out):
-        if child.endswith(".tar.json"):
+        if child in rows:
             try:
                 yield _shard(json.loads(storage.read(storage.join(out, child))), out)
             except (ValueError, TypeError, AttributeError, StorageError):

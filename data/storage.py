@@ -39,7 +39,8 @@ T = TypeVar("T")
 def expand(urls: str | list[str]) -> list[str]:
     """Every URL that brace ranges and globs stand for, sorted within each pattern.
 
-    An https:// URL has no globs: its server lists nothing, and its `?` begins a query.
+    An https:// URL has no globs: its server lists nothing, and its `?` begins a query. Nor has the
+    URL of what is called just so: `set [v1]/0.tar`.
 
     Raises:
         StorageError: a pattern matches nothing, or its braces do not close.
@@ -51,8 +52,7 @@ def expand(urls: str | list[str]) -> list[str]:
         except ValueError as err:
             raise StorageError(f"{pattern!r}: {err}. Write a range as {{00000..00099}}.") from err
         for url in map(absolute, expanded):
-            globbed = not url.startswith("https://") and re.search(r"[*?\[]", url)
-            found += _glob(url) if globbed else [url]
+            found += _glob(url) if _is_pattern(url) else [url]
     return found
 
 
@@ -64,14 +64,29 @@ def shards(urls: str | list[str]) -> list[str]:
     """
     found: list[str] = []
     for url in expand(urls):
-        found += _glob(join(url, "*.tar")) if _is_folder(url) else [url]
+        found += _tars(url) if _is_folder(url) else [url]
     return found
+
+
+def _is_pattern(url: str) -> bool:
+    if url.startswith("https://") or not re.search(r"[*?\[]", url):
+        return False
+    if re.search(r"[*?\[]", url.split("/", 3)[2]):  # no bucket is called so
+        return True
+    return not _remote(url, lambda: _fs(url).exists(_strip(url)))
 
 
 def _is_folder(url: str) -> bool:
     if url.endswith(".tar") or url.startswith("https://"):
         return False
     return bool(_remote(url, lambda: _fs(url).isdir(_strip(url))))
+
+
+def _tars(folder: str) -> list[str]:
+    found = [join(folder, child) for child in children(folder) if child.endswith(".tar")]
+    if not found:
+        raise StorageError(f"{folder}/*.tar matches nothing. Check the folder.")
+    return found
 
 
 def _glob(url: str) -> list[str]:

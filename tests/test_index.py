@@ -167,3 +167,20 @@ def test_an_image_without_a_readable_header_is_indexed_without_a_size(dataset: D
     built = dataset([[("a", {"jpg": b"no image"}), ("b", {"txt": "zwölf".encode()})]])
     found = index.entries(built, built.shards[0])
     assert [(entry.width, entry.text_chars) for entry in found] == [(None, 0), (None, 5)]
+
+
+@pytest.mark.parametrize("name", ["A.TAR", "shard-0000"])
+def test_a_shard_may_be_called_otherwise(tmp_path: Path, samples: Samples, name: str) -> None:
+    storage.write(str(tmp_path / name), tar(samples(2)))
+    built = index.build(storage.shards(str(tmp_path / name)))
+    assert built.url == f"file://{tmp_path}/index"
+    assert bytes_by_index(index.open_manifest(str(tmp_path))) == samples(2)
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "index").glob(f"{name}*"))
+    assert index.build([str(tmp_path / name)]) == built
+    after = sorted(path.stat().st_mtime_ns for path in (tmp_path / "index").glob(f"{name}*"))
+    assert before == after, "it was read again"
+
+
+def test_no_index_is_written_to_a_web_server() -> None:
+    with pytest.raises(StorageError, match=r"https://host/set/index: .* Give --out FOLDER"):
+        index.build(["https://host/set/0.tar?signature=abc"])

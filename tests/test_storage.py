@@ -64,6 +64,17 @@ def test_a_folder_stands_for_its_tars(bucket: str, tmp_path: Path) -> None:
     assert storage.shards(missing) == [f"file://{missing}"]  # what reads it will say so
 
 
+def test_what_is_there_is_no_pattern(bucket: str, tmp_path: Path) -> None:
+    for root in (f"file://{tmp_path}", bucket):
+        for name in ("set [v1]/0.tar", "set [v1]/1.tar", "what?/0.tar", "set 1/0.tar"):
+            storage.write(f"{root}/{name}", b"x")
+        tars = [f"{root}/set [v1]/{number}.tar" for number in (0, 1)]
+        assert storage.shards(f"{root}/set [v1]") == tars
+        assert storage.shards(f"{root}/set [v1]/{{0..1}}.tar") == tars
+        assert storage.shards(f"{root}/what?/0.tar") == [f"{root}/what?/0.tar"]
+        assert storage.shards(f"{root}/set [1-3]/?.tar") == [f"{root}/set 1/0.tar"]
+
+
 def test_a_pattern_without_a_match_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"\*\.tar matches nothing"):
         storage.expand(f"{tmp_path}/*.tar")
