@@ -61,13 +61,13 @@ def image(blob: Blob, *, fit: tuple[int, int] | None = None) -> tuple[np.ndarray
     if head:
         _require_pixels(head.width, head.height)
     if head and head.plain:
-        turn = _orientation(blob) if head.tagged else 1
-        if fit and turn in _SIDEWAYS:
+        told = _orientation(blob) if head.tagged else 1
+        if fit and told in _SIDEWAYS:
             fit = fit[1], fit[0]
         pixels = jpeg.decode(blob, head, fit)
         if pixels is not None:
-            upright = _TURNS[turn](pixels) if turn in _TURNS else pixels
-            return np.ascontiguousarray(upright), _upright(head.width, head.height, turn)
+            upright = _TURNS[told](pixels) if told in _TURNS else pixels
+            return np.ascontiguousarray(upright), _upright(head.width, head.height, told)
     pixels = _by_pillow(blob)
     return pixels, (pixels.shape[1], pixels.shape[0])
 
@@ -88,7 +88,8 @@ def _by_pillow(blob: Blob) -> np.ndarray:
     with _opened(blob) as opened:
         _require_pixels(*opened.size)
         opened.load()
-        ImageOps.exif_transpose(opened, in_place=True)
+        if turn(opened) != 1:
+            ImageOps.exif_transpose(opened, in_place=True)
         width, height = opened.size
         pixels = np.empty((height, width, 3), np.uint8)
         for top in range(0, height, _STRIP):  # so that no second copy of the whole is ever made
@@ -129,7 +130,15 @@ def _orientation(blob: Blob) -> int:
             data = bytes(blob)
             if not any(tag in data for tag in (b"eXIf", b"type exif", b"com.adobe.xmp")):
                 return 1
+        return turn(opened)
+
+
+def turn(opened: Image.Image) -> int:
+    """1 to 8, as EXIF or XMP have it; 1 where the EXIF is none, as Pillow has it of a JPEG."""
+    try:
         return opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except SyntaxError:
+        return 1
 
 
 def _upright(width: int, height: int, turn: int) -> tuple[int, int]:

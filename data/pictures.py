@@ -84,12 +84,12 @@ def _smaller(opened: Image.Image, size: tuple[int, int], extension: str, quality
     """The picture upright at `size` (as it lies in the file), encoded again."""
     kept = opened.info.get("icc_profile") if opened.mode in ("L", "RGB", "RGBA") else None
     opened.draft(None, (2 * size[0], 2 * size[1]))  # None keeps the mode
-    turned = opened.getexif().get(0x0112, 1) >= 5
-    upright = ImageOps.exif_transpose(opened)
+    turn = decode.turn(opened)
+    upright = opened.copy() if turn == 1 else ImageOps.exif_transpose(opened)
     if upright.mode not in ("L", "RGB", "RGBA"):
         alpha = upright.has_transparency_data
         upright = upright.convert("RGBA") if alpha else _rgb(upright)
-    small = upright.resize((size[1], size[0]) if turned else size, Image.Resampling.LANCZOS)
+    small = upright.resize((size[1], size[0]) if turn >= 5 else size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, **_SAVING[extension], quality=quality, icc_profile=kept)
     return buffer.getvalue()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diptych.data import decode
+from diptych.data import decode, pictures
 from diptych.data.records import Member, Record
 from diptych.errors import ShardError
 
@@ -107,6 +107,15 @@ def test_exif_orientation_is_undone(orientation: int, format: str) -> None:
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](PIXELS)))
     assert (pixels(encode(stored, format, exif=exif, lossless=True)) == PIXELS).all()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_is_none_turns_nothing(format: str) -> None:
+    blob = encode(Image.new("RGB", (40, 30)), format, exif=b"Exif\0\0no TIFF at all")
+    assert b"no TIFF at all" in blob
+    assert decode.image(blob)[1] == decode.size(blob) == (40, 30)
+    (small,) = pictures.ready({"image": blob}, pictures.Fit(longest=20)).values()
+    assert decode.size(small) == (20, 15)
 
 
 def test_transparency_is_laid_on_white() -> None:
