@@ -352,7 +352,7 @@ def _read(item: Item, change: Callable[[Members], Members]) -> Members | Unreada
         members = change(item.load())
     except Unreadable as err:
         return err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         return Unreadable("cannot be read", str(err))
     for extension in members:
         if not reads_back(item.key, extension):

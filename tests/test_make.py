@@ -156,3 +156,11 @@ def test_the_chosen_texts_do_not_depend_on_the_order(samples: Samples, tmp_path:
         again.read(url)
     assert chosen.some == again.some
     assert len(chosen.some) == 30, "caption, question and answer of ten samples"
+
+
+def test_a_record_too_deep_to_be_written_is_skipped(photos: Path, tmp_path: Path) -> None:
+    deep = b'{"a": ' + b"[" * 700 + b"]" * 700 + b"}"
+    (photos / "0/00.json").write_bytes(deep)
+    _, told = run(photos, tmp_path / "out", "--vocabulary", "0")
+    assert told["parts"]["all"]["samples"] == 39
+    assert told["parts"]["all"]["skipped"] == {"cannot be read": 1, "not a JPEG, PNG or WebP": 1}

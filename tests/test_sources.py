@@ -123,6 +123,17 @@ def test_an_unreadable_sidecar_is_named(
     assert all_told(open_source(str(tmp_path))) == [("a.png", reason), ("b.png", (None, None))]
 
 
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    for name in ("loop", "loop.png"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    assert all_told(open_source(str(tmp_path))) == [
+        ("loop", "link to itself"),
+        ("loop.png", "link to itself"),
+        ("a.png", (None, None)),
+    ]
+
+
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(png())
     ((name, found),) = all_told(open_source(str(tmp_path)))
@@ -246,6 +257,8 @@ def test_keys_of_rows_depend_on_the_row_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        (b'{"image": "/"}', "outside the folder"),
+        (b'{"image": "a.png", "x": ' + b"[" * 700 + b"]" * 700 + b"}", "unreadable row"),
         (b'{"image": ""}', "no picture"),
         (b'{"image": null}', "no picture"),
         (b'{"text": "x"}', "no picture"),
@@ -322,7 +335,7 @@ def test_rows_of_a_wrong_length_or_encoding_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('image,text\na.png,"' + "x" * 200_000, "field larger"),
+        ('image,text\na.png,"' + "x" * 200_000, "unexpected end of data"),
         ("image,image\na,b\n", "comes twice"),
         ('image,text\na.png,"x"y\n', "line 2"),
     ],
@@ -330,6 +343,14 @@ def test_rows_of_a_wrong_length_or_encoding_are_named(tmp_path: Path) -> None:
 def test_a_table_that_is_none_is_an_error(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         list(open_source(table(tmp_path, "t.csv", text)))
+
+
+def test_a_cell_of_any_length_that_a_text_may_have(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    found = all_told(open_source(table(tmp_path, "t.csv", f"image,text\na.png,{'x' * 200_000}\n")))
+    assert found == [("t.csv:2", ("x" * 200_000, None))]
+    with pytest.raises(DataError, match="field larger"):
+        list(open_source(table(tmp_path, "t.csv", f'image,text\na.png,"{"x" * (17 << 20)}')))
 
 
 def test_root_allows_paths_elsewhere(tmp_path: Path) -> None:

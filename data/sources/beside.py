@@ -40,9 +40,9 @@ def picture(path: Path) -> Members:
 def stamp(path: Path) -> str:
     """Size and time of the picture and of what lies beside it."""
     found: list[str] = []
-    for each in (path, *(path.with_suffix(suffix) for suffix in SIDECARS)):
+    for suffix in (None, *SIDECARS):
         try:
-            info = each.stat()
+            info = (path if suffix is None else path.with_suffix(suffix)).stat()
         except (OSError, ValueError):
             found.append("-")
         else:

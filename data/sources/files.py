@@ -46,6 +46,9 @@ class Folder:
         except OSError as err:
             yield bad_row(inner or ".", "folder cannot be read", str(err.strerror))
             return
+        for entry in filter(_loops, entries):
+            yield bad_row(inner + entry.name, "link to itself", "remove it")
+        entries = [entry for entry in entries if not _loops(entry)]
         files = [entry.name for entry in entries if not entry.is_dir()]
         for name in files:
             if name in METADATA:
@@ -97,6 +100,15 @@ def _item(path: Path, inner: str, *, twice: bool) -> Item:
     # a.jpg and a.png share their caption; each key then says which one it is.
     key = key_of(stem + suffix.lower()) if twice else key_of(stem)
     return Item(printable(inner + path.name), key, printable(stem), stamp(path), load)
+
+
+def _loops(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads nowhere but back."""
+    try:
+        entry.is_dir()
+    except OSError:
+        return True
+    return False
 
 
 def _is_picture(name: str) -> bool:

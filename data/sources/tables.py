@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ..decode import MAX_TEXT
 from ..items import Item, Members, Notes, Unreadable, key_of, printable
 from . import json_table
 from .beside import picture, plain, stamp
@@ -96,6 +97,13 @@ def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -
         root: folder that paths are relative to and must stay in.
         mark: what changes with the row, if that is cheaper to tell than its content.
     """
+    try:
+        return _item(row, columns, name, root, mark)
+    except RecursionError:
+        return bad_row(name, "unreadable row", "too deep")
+
+
+def _item(row: Row, columns: Columns, name: str, root: Path, mark: str) -> Item:
     where, blob = _picture(row.get(columns.image or ""))
     record = {
         plain(column): plain(value) for column, value in row.items() if column != columns.image
@@ -236,6 +244,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Row | str]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_TEXT))
         comma = "\t" if path.suffix.lower() == ".tsv" else _comma(file.readline())
         file.seek(0)
         reader = csv.reader(file, delimiter=comma, strict=True)
