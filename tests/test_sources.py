@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from diptych.data.sources.arrow import ArrowFiles
 from diptych.data.sources.files import Folder
 from diptych.data.sources.tables import Columns
 from diptych.errors import DataError
+
+DEEP = 700 if sys.version_info < (3, 12) else 1500
+"""Lists in lists that JSON's parser still takes, and Python's own functions do not."""
 
 
 def png(number: int = 0) -> bytes:
@@ -258,7 +262,7 @@ def test_keys_of_rows_depend_on_the_row_alone(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         (b'{"image": "/"}', "outside the folder"),
-        (b'{"image": "a.png", "x": ' + b"[" * 700 + b"]" * 700 + b"}", "unreadable row"),
+        (b'{"image": "a.png", "x": ' + b"[" * DEEP + b"]" * DEEP + b"}", "unreadable row"),
         (b'{"image": ""}', "no picture"),
         (b'{"image": null}', "no picture"),
         (b'{"text": "x"}', "no picture"),
