@@ -34,6 +34,8 @@ from .urls import parent as parent
 from .urls import shown as shown
 
 T = TypeVar("T")
+_AT_ONCE = 1000
+"""Keys that S3 deletes by one request."""
 
 
 def expand(urls: str | list[str]) -> list[str]:
@@ -264,13 +266,28 @@ def children(url: str) -> list[str]:
 
 
 def delete(url: str) -> None:
-    """Removes an object or everything below a URL."""
+    """Removes an object and everything below a URL, whose name is never a pattern."""
     url = absolute(url)
+    if not is_local(url):
+        _delete_objects(url)
+        return
     try:
         _remote(url, lambda: _fs(url).rm(_strip(url), recursive=True))
     except StorageError as err:
         if not isinstance(err.__cause__, FileNotFoundError):
             raise
+
+
+def _delete_objects(url: str) -> None:
+    """Of s3fs itself, `rm` takes a name like run[1] for a pattern and removes those of run1."""
+    bucket = _strip(url).partition("/")[0]
+    found = {_strip(url), *_remote(url, lambda: _fs(url).find(_strip(url), withdirs=True))}
+    # Some servers have real folders, which go after what is in them.
+    keys = sorted((key for path in found if (key := path.partition("/")[2])), reverse=True)
+    for first in range(0, len(keys), _AT_ONCE):
+        chosen = [{"Key": key} for key in keys[first : first + _AT_ONCE]]
+        body = {"Bucket": bucket, "Delete": {"Objects": chosen, "Quiet": True}}
+        _remote(url, lambda body=body: _fs(url).call_s3("delete_objects", **body))
 
 
 def require_bucket(url: str) -> None:

@@ -60,6 +60,10 @@ def test_a_folder_stands_for_its_tars(bucket: str, tmp_path: Path) -> None:
         assert storage.shards([f"{root}/1.tar", f"{root}/"]) == [tars[1], *tars]
         with pytest.raises(StorageError, match=r"index/\*\.tar matches nothing"):
             storage.shards(f"{root}/index")
+    for root in (f"file://{tmp_path}/odd", f"{bucket}/odd"):  # a pattern found it; it is none
+        storage.write(f"{root}/set[1]/0.tar", b"x")
+        storage.write(f"{root}/set1/1.tar", b"x")
+        assert storage.shards(f"{root}/set[[]*") == [f"{root}/set[1]/0.tar"]
     missing = f"{tmp_path}/none"
     assert storage.shards(missing) == [f"file://{missing}"]  # what reads it will say so
 
@@ -145,3 +149,32 @@ except StorageError as err:
     assert ran.stdout == f"file://{url}: no space left. Free some, or write elsewhere.\n"
     assert storage.read(url) == b"old"
     assert storage.children(str(tmp_path)) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "ex*", "exp?", "a b+c%20"])
+def test_a_name_that_looks_like_a_pattern_deletes_itself_alone(
+    bucket: str, tmp_path: Path, name: str
+) -> None:
+    for root in (f"{bucket}/names/{tmp_path.name}", f"file://{tmp_path}"):
+        kept = [f"{root}/{run}/step/rank-0.json" for run in ("exp1", "exp12", "other")]
+        gone = [f"{root}/{name}/{file}" for file in ("stop.json", "step/rank-0.json")]
+        for url in [*kept, *gone]:
+            storage.write(url, b"x")
+        storage.delete(gone[0])
+        assert not storage.exists(gone[0])
+        storage.delete(f"{root}/{name}")
+        assert storage.children(root) == ["exp1", "exp12", "other"]
+        assert all(storage.exists(url) for url in kept)
+
+
+def test_a_folder_of_more_than_one_request_is_deleted(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_AT_ONCE", 3)
+    urls = [f"{bucket}/many/{number}" for number in range(8)]
+    for url in [*urls, f"{bucket}/many-more"]:
+        storage.write(url, b"x")
+    storage.delete(f"{bucket}/many")
+    assert storage.children(f"{bucket}/many") == []
+    assert storage.exists(f"{bucket}/many-more"), "a name that only begins alike"
+    storage.delete(f"{bucket}/many")  # nothing is there: nothing happens
