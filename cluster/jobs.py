@@ -1,7 +1,5 @@
 """The runs below a folder: what they are doing, what they said, and how to end one."""
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -9,15 +7,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import psutil
-
 from ..data import storage
 from ..errors import ClusterError, RunError
 from ..pretrain.rundir import RunDir
 from . import line
 from .node import state
 from .shapes import Shape
-from .status import STOP, busy
+from .status import STOP, busy, driver
 
 if TYPE_CHECKING:  # torch takes seconds
     from ..pretrain.run import Run
@@ -133,16 +129,14 @@ def stop(place: RunDir) -> str:
         raise RunError(f"{place.url} is not running (it is {_state(status)}).")
     if status["host"] != socket.gethostname():
         return _ask(place, status["host"])
-    os.kill(status["pid"], signal.SIGTERM)
+    if process := driver(status):
+        process.terminate()
     deadline = time.monotonic() + _GRACE_S
-    while time.monotonic() < deadline and psutil.pid_exists(status["pid"]):
-        if psutil.Process(status["pid"]).status() == psutil.STATUS_ZOMBIE:
-            break
+    while (process := driver(status)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    else:
-        if psutil.pid_exists(status["pid"]):
-            os.kill(status["pid"], signal.SIGKILL)
-            return f"killed: process {status['pid']} did not end within {_GRACE_S:.0f} s"
+    if process:
+        process.kill()
+        return f"killed: process {process.pid} did not end within {_GRACE_S:.0f} s"
     return _ended(place.json("status.json"))
 
 

@@ -6,8 +6,6 @@ is of one cluster and one folder of runs.
 """
 
 import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from ..data import storage
 from ..errors import DiptychError, Stopped, StorageError
 from ..pretrain.rundir import RunDir
 from .shapes import Shape
+from .status import here
 
 _BEAT_S = 5.0
 _OLD_S = 30.0
@@ -185,8 +184,7 @@ def status(place: RunDir, state: str, note: str = "", *, steps: int = 0, host: s
             "note": note,
             "step": before.get("step", 0),
             "steps": steps or before.get("steps", 0),
-            "host": host or socket.gethostname(),
-            "pid": 0 if host else os.getpid(),
+            **({"host": host, "pid": 0} if host else here()),
             "workers": [],
             "began": before.get("began", time.time()),
             "beat": time.time(),

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import socket
 import tempfile
 import threading
 import time
@@ -23,7 +21,7 @@ from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from . import journal, ledger
 from .job import Event, Place
-from .status import STOP
+from .status import STOP, here
 
 _KEEP_LINES = 1000
 _BEAT_S = 10.0
@@ -128,8 +126,7 @@ class Tracker:
                 "note": self._note,
                 "step": self.rows[-1]["step"] if self.rows else 0,
                 "steps": self.run.steps,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
+                **here(),
                 "workers": [place.pid for place in self.places],
                 "began": self._began,
                 "beat": time.time(),

@@ -1,17 +1,20 @@
 """A run's folder: one recipe, one driver, and nothing in it that is read without a check."""
 
+import functools
 import os
-import socket
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from diptych.cluster import jobs
 from diptych.cluster.shapes import Shape
-from diptych.cluster.status import STOP, busy
+from diptych.cluster.status import STOP, busy, here
 from diptych.cluster.train import prepare
 from diptych.config import digest, plain
 from diptych.data import storage, tokens
@@ -115,8 +118,7 @@ def test_a_damaged_recipe_is_named(place: RunDir, run: Run) -> None:
 
 
 def status(**changes: Any) -> dict[str, Any]:
-    now = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
-    return {**now, "beat": time.time(), **changes}
+    return {"state": "running", **here(), "beat": time.time(), **changes}
 
 
 def dead_pid() -> int:
@@ -133,6 +135,38 @@ def test_who_is_busy() -> None:
     assert not busy(status(host="elsewhere", beat=time.time() - 3600))
     for state in ("finished", "stopped", "failed"):
         assert not busy(status(state=state))
+
+
+@pytest.fixture
+def sleeper() -> Iterator[psutil.Process]:
+    """A process that has nothing to do with any run, and hears no SIGTERM."""
+    deaf = functools.partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    with subprocess.Popen(["sleep", "60"], preexec_fn=deaf) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+def test_a_number_of_another_process_is_not_the_driver(
+    sleeper: psutil.Process, place: RunDir
+) -> None:
+    """A machine counts its processes anew after a start; a container's first is always 1."""
+    for pid in (sleeper.pid, os.getpid()):
+        assert not busy(status(pid=pid, born=psutil.Process(pid).create_time() - 60))
+    assert not busy(status(born=None)), "of before, when nobody wrote when it began"
+    assert busy(status(pid=sleeper.pid, born=None))
+    place.put("status.json", status(pid=sleeper.pid, born=sleeper.create_time() - 60))
+    with pytest.raises(RunError, match=r"is not running \(it is lost\)"):
+        jobs.stop(place)
+    assert sleeper.is_running()
+
+
+def test_a_driver_that_does_not_end_is_killed(
+    sleeper: psutil.Process, place: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_GRACE_S", 0.3)
+    place.put("status.json", status(pid=sleeper.pid, born=sleeper.create_time(), step=3, note=""))
+    assert jobs.stop(place) == f"killed: process {sleeper.pid} did not end within 0 s"
+    assert not busy(place.json("status.json"))
 
 
 def test_a_busy_run_is_refused_and_left_alone(place: RunDir, run: Run) -> None:
