@@ -88,8 +88,13 @@ def _go(run: Run, shape: Shape, place: RunDir, priority: int) -> None:
 
 
 def _teller(place: RunDir, run: Run) -> Callable[[str], None]:
+    said = ""
+
     def tell(words: str) -> None:
-        print(words, flush=True)
+        nonlocal said
+        if words != said:
+            print(words, flush=True)
+        said = words
         line.status(place, "waiting", words, steps=run.steps)
 
     return tell

@@ -24,6 +24,8 @@ from .status import here
 _BEAT_S = 5.0
 _OLD_S = 30.0
 _LOOK_S = 1.0
+_TELL_S = 10.0
+"""A run that says nothing for longer may be taken for lost; see status.py."""
 LINE = "~line"
 """No run can have this name."""
 
@@ -121,12 +123,12 @@ class Waiting:
 
         Args:
             stopping: asked all the time.
-            told: hears a sentence about its place, whenever it changes.
+            told: hears a sentence about its place, when it changes and again and again.
 
         Raises:
             Stopped: `stopping` said so.
         """
-        said, wanted = "", False
+        said, said_at, wanted = "", 0.0, False
         while True:
             if stopping():
                 raise Stopped
@@ -141,9 +143,9 @@ class Waiting:
                 wanted = True
             words = f"place {ahead(mine, line) + 1} in line for {mine.cpus:g} CPUs"
             words += f" and {mine.gpus:g} GPUs" if mine.gpus else ""
-            if words != said:
+            if words != said or time.monotonic() - said_at > _TELL_S:
                 told(words)
-                said = words
+                said, said_at = words, time.monotonic()
             time.sleep(_LOOK_S)
 
     @property

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from diptych.cluster import auth, code, jobs, line, remote
+from diptych.cluster import auth, code, entry, jobs, line, remote
 from diptych.cluster.again import require_another, shape_again
 from diptych.cluster.line import Room, Ticket
 from diptych.cluster.shapes import Shape
+from diptych.cluster.status import busy
 from diptych.config import to_yaml
 from diptych.data import storage
-from diptych.errors import ClusterError, RunError
+from diptych.errors import ClusterError, RunError, Stopped
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
 
@@ -243,6 +244,44 @@ def test_who_has_begun_keeps_its_room() -> None:
 def test_a_large_run_is_not_overtaken() -> None:
     large, little = ticket("large", cpus=9), ticket("little", asked=2.0, cpus=1)
     assert not line.may_begin(little, [large, little], ALL, FREE)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """A cluster without room, looked at often; the list holds what its autoscaler is asked for."""
+    asked: list[Any] = []
+    monkeypatch.setattr(line, "_LOOK_S", 0.01)
+    monkeypatch.setattr(line, "_rooms", lambda: (Room(1, 0), Room(0, 0)))
+    monkeypatch.setattr(line, "request_resources", lambda bundles: asked.append(bundles))
+    yield asked
+
+
+def waited(place: RunDir, run: Run, shape: Shape, seconds: float) -> set[float]:
+    """Waits as a submitted run does; returns when it showed that it lives."""
+    beats: set[float] = set()
+    end = time.monotonic() + seconds
+
+    def stopping() -> bool:
+        beats.add(place.json("status.json").get("beat", 0.0))
+        return time.monotonic() > end
+
+    with pytest.raises(Stopped), line.Waiting(place, shape, "c") as waiting:
+        waiting.wait(stopping, entry._teller(place, run))
+    return beats - {0.0}
+
+
+def test_who_waits_shows_that_it_lives(
+    full: list[Any],
+    small: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(line, "_TELL_S", 0.1)
+    place = RunDir(storage.absolute(str(tmp_path / "mine")))
+    assert len(waited(place, small(), Shape(workers=2), 0.8)) > 2
+    assert capsys.readouterr().out == "place 1 in line for 2 CPUs\n", "said once"
+    assert busy(place.json("status.json"))
 
 
 def test_dead_and_damaged_tickets_count_no_more(tmp_path: Path) -> None:
