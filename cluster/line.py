@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 from ..data import storage
 from ..errors import DiptychError, Stopped, StorageError
@@ -105,6 +106,8 @@ class Waiting:
     priority: int = 0
     asked: float = field(default_factory=time.time)
     _begun: bool = False
+    _wanted: bool = False
+    """The autoscaler has been asked for nodes, and keeps them until that is taken back."""
     _over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> "Waiting":
@@ -116,6 +119,7 @@ class Waiting:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._take_back()
         storage.delete(self._url)
 
     def wait(self, stopping: Callable[[], bool], told: Callable[[str], None]) -> None:
@@ -128,7 +132,7 @@ class Waiting:
         Raises:
             Stopped: `stopping` said so.
         """
-        said, said_at, wanted = "", 0.0, False
+        said, said_at = "", 0.0
         while True:
             if stopping():
                 raise Stopped
@@ -137,16 +141,30 @@ class Waiting:
                 self._begun = True
                 self._renew()
                 return
-            first = ahead(mine, line) == 0
-            if first and not wanted:  # an autoscaler brings nodes for who is first in line
-                request_resources(bundles=_bundles(self.shape))
-                wanted = True
             words = f"place {ahead(mine, line) + 1} in line for {mine.cpus:g} CPUs"
             words += f" and {mine.gpus:g} GPUs" if mine.gpus else ""
             if words != said or time.monotonic() - said_at > _TELL_S:
+                self._want(first=ahead(mine, line) == 0)
                 told(words)
                 said, said_at = words, time.monotonic()
             time.sleep(_LOOK_S)
+
+    def _want(self, *, first: bool) -> None:
+        """An autoscaler brings nodes for who is first in line.
+
+        There is one request a cluster, which another run may have taken back with its own.
+        """
+        if first:
+            self._wanted = True
+            request_resources(bundles=_bundles(self.shape))
+
+    def _take_back(self) -> None:
+        """Nodes that this run has asked for are not kept for it any longer."""
+        if self._wanted:
+            try:
+                request_resources(bundles=[])
+            except (RayError, RuntimeError, ConnectionError) as err:
+                print(f"the request for nodes could not be taken back: {err}", flush=True)
 
     @property
     def _url(self) -> str:

@@ -284,6 +284,33 @@ def test_who_waits_shows_that_it_lives(
     assert busy(place.json("status.json"))
 
 
+def test_nodes_that_were_asked_for_are_given_back_at_the_end(
+    full: list[Any],
+    small: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line, "_TELL_S", 0.1)
+    place, two = RunDir(storage.absolute(str(tmp_path / "mine"))), [{"CPU": 1}] * 2
+    waited(place, small(), Shape(workers=2), 0.5)  # and then it is stopped
+    assert full[:2] == [two, two], "again, for another run's end may have taken it back"
+    assert full.index([]) == len(full) - 1
+
+    full.clear()
+    with line.Waiting(place, Shape(workers=2), "c") as waiting:
+        rooms = iter([(Room(1, 0), Room(1, 0)), (Room(2, 0), Room(2, 0))])
+        monkeypatch.setattr(line, "_rooms", lambda: next(rooms))
+        waiting.wait(lambda: False, lambda _: None)
+        assert full == [two], "they are kept while the run has them"
+    assert full == [two, []]
+
+    full.clear()
+    with line.Waiting(place, Shape(workers=2), "c") as waiting:
+        monkeypatch.setattr(line, "_rooms", lambda: (Room(2, 0), Room(2, 0)))
+        waiting.wait(lambda: False, lambda _: None)
+    assert full == [], "not asked for, not taken back"
+
+
 def test_dead_and_damaged_tickets_count_no_more(tmp_path: Path) -> None:
     runs = f"file://{tmp_path}"
     folder = storage.join(runs, line.LINE)
