@@ -76,7 +76,7 @@ def _ordered(place: RunDir) -> tuple[Run, Shape]:
 def _go(run: Run, shape: Shape, place: RunDir, priority: int) -> None:
     asked = float(place.json("submission.json").get("asked", time.time()))
     here = ray.get_runtime_context().gcs_address
-    with line.Waiting(place, shape, here, priority, asked) as waiting:
+    with line.Waiting(place, run, shape, here, priority, asked) as waiting:
         with asked_to_stop() as told:
             try:
                 waiting.wait(_stopping(place, told), _teller(place, run))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -21,6 +21,9 @@ from ..errors import DiptychError, Stopped, StorageError
 from ..pretrain.rundir import RunDir
 from .shapes import Shape
 from .status import here
+
+if TYPE_CHECKING:  # torch takes seconds
+    from ..pretrain.run import Run
 
 _BEAT_S = 5.0
 _OLD_S = 30.0
@@ -101,6 +104,7 @@ class Waiting:
     """This driver's ticket: held while the run waits and trains, taken away at the end."""
 
     place: RunDir
+    run: "Run"
     shape: Shape
     cluster: str
     priority: int = 0
@@ -156,7 +160,7 @@ class Waiting:
         """
         if first:
             self._wanted = True
-            request_resources(bundles=_bundles(self.shape))
+            request_resources(bundles=_bundles(self._least))
 
     def _take_back(self) -> None:
         """Nodes that this run has asked for are not kept for it any longer."""
@@ -170,15 +174,20 @@ class Waiting:
     def _url(self) -> str:
         return storage.join(_above(self.place.url), LINE, f"{self.place.name}.json")
 
+    @property
+    def _least(self) -> Shape:
+        """The fewest workers that can share its batch: often more than `min_workers`."""
+        return self.shape.sizes(self.run)[-1]
+
     def _ticket(self) -> Ticket:
-        workers = self.shape.min_workers or self.shape.workers
+        shape = self._least
         return Ticket(
             url=self.place.url,
             cluster=self.cluster,
             priority=self.priority,
             asked=self.asked,
-            cpus=workers * self.shape.cpus_per_worker,
-            gpus=workers * self.shape.gpus_per_worker,
+            cpus=shape.workers * shape.cpus_per_worker,
+            gpus=shape.workers * shape.gpus_per_worker,
             begun=self._begun,
             beat=time.time(),
         )
@@ -220,7 +229,7 @@ def _bundles(shape: Shape) -> list[dict[str, float]]:
     one: dict[str, float] = {"CPU": shape.cpus_per_worker}
     if shape.gpus_per_worker:
         one["GPU"] = shape.gpus_per_worker
-    return [one] * (shape.min_workers or shape.workers)
+    return [one] * shape.workers
 
 
 def _rooms() -> tuple[Room, Room]:

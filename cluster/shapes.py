@@ -55,6 +55,11 @@ class Shape(Record):
 
     @model_validator(mode="after")
     def _sound(self) -> "Shape":
+        if self.min_workers and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is more than workers {self.workers}: it is with "
+                "how few the run goes on"
+            )
         if self.offload_weights != "none" and self.zero_stage < 3:
             raise ValueError(
                 f"offload_weights {self.offload_weights!r} needs zero_stage 3, which shares out "

@@ -19,11 +19,11 @@ import pytest
 from diptych.cluster import auth, code, entry, jobs, line, remote
 from diptych.cluster.again import require_another, shape_again
 from diptych.cluster.line import Room, Ticket
-from diptych.cluster.shapes import Shape
+from diptych.cluster.shapes import Shape, find_shape
 from diptych.cluster.status import busy
 from diptych.config import to_yaml
 from diptych.data import storage
-from diptych.errors import ClusterError, RunError, Stopped
+from diptych.errors import ClusterError, RecipeError, RunError, Stopped
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
 
@@ -265,7 +265,7 @@ def waited(place: RunDir, run: Run, shape: Shape, seconds: float) -> set[float]:
         beats.add(place.json("status.json").get("beat", 0.0))
         return time.monotonic() > end
 
-    with pytest.raises(Stopped), line.Waiting(place, shape, "c") as waiting:
+    with pytest.raises(Stopped), line.Waiting(place, run, shape, "c") as waiting:
         waiting.wait(stopping, entry._teller(place, run))
     return beats - {0.0}
 
@@ -297,7 +297,7 @@ def test_nodes_that_were_asked_for_are_given_back_at_the_end(
     assert full.index([]) == len(full) - 1
 
     full.clear()
-    with line.Waiting(place, Shape(workers=2), "c") as waiting:
+    with line.Waiting(place, small(), Shape(workers=2), "c") as waiting:
         rooms = iter([(Room(1, 0), Room(1, 0)), (Room(2, 0), Room(2, 0))])
         monkeypatch.setattr(line, "_rooms", lambda: next(rooms))
         waiting.wait(lambda: False, lambda _: None)
@@ -305,10 +305,28 @@ def test_nodes_that_were_asked_for_are_given_back_at_the_end(
     assert full == [two, []]
 
     full.clear()
-    with line.Waiting(place, Shape(workers=2), "c") as waiting:
+    with line.Waiting(place, small(), Shape(workers=2), "c") as waiting:
         monkeypatch.setattr(line, "_rooms", lambda: (Room(2, 0), Room(2, 0)))
         waiting.wait(lambda: False, lambda _: None)
     assert full == [], "not asked for, not taken back"
+
+
+def test_an_elastic_run_waits_for_the_fewest_workers_that_it_can_have(
+    full: list[Any], small: Callable[..., Run], tmp_path: Path
+) -> None:
+    """128 rows cannot be cut among three."""
+    run, shape = small("batch=128"), Shape(workers=4, min_workers=3, cpus_per_worker=2)
+    place = RunDir(storage.absolute(str(tmp_path / "mine")))
+    waited(place, run, shape, 0.1)
+    assert place.json("status.json")["note"] == "place 1 in line for 8 CPUs"
+    assert full == [[{"CPU": 2}] * 4, []]
+    waited(place, run, shape.model_copy(update={"min_workers": 1}), 0.1)
+    assert place.json("status.json")["note"] == "place 1 in line for 2 CPUs"
+
+
+def test_more_at_least_than_at_most_is_refused() -> None:
+    with pytest.raises(RecipeError, match="min_workers 4 is more than workers 2"):
+        find_shape("pair", ["min_workers=4"])
 
 
 def test_dead_and_damaged_tickets_count_no_more(tmp_path: Path) -> None:
