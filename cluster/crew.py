@@ -64,6 +64,8 @@ class Crew:
         self.shape = shape
         self._members: list[Member] = []
         self._born_dead = 0
+        self.broken = ""
+        """Why no more hosts are asked for: those that come die as they start."""
 
     def gather(self, sizes: list[int], stopping: Callable[[], bool]) -> list[Member]:
         """Hosts for the largest of the sizes that Ray has room for, those of a node together.
@@ -73,17 +75,21 @@ class Crew:
             stopping: asked all the while.
 
         Raises:
-            ClusterError: there is no room for the fewest.
+            ClusterError: there is no room for the fewest, or they die as they start.
             Stopped: `stopping` said so.
         """
         began = time.monotonic()
+        self._born_dead, self.broken = 0, ""
         self._muster()
         while True:
             ready = self.refresh()
             fit = [size for size in sizes if size <= len(ready)]
             waited = time.monotonic() - began
-            if fit and (fit[0] == sizes[0] or (waited > self.shape.wait_s and not self._coming())):
+            vain = (waited > self.shape.wait_s or self.broken) and not self._coming()
+            if fit and (fit[0] == sizes[0] or vain):
                 return sorted(ready, key=lambda member: member.node)[: fit[0]]
+            if vain and self.broken:
+                raise ClusterError(f"workers die as they start: {self.broken}")
             if stopping():
                 raise Stopped
             patience = _WARM if self._coming() else 1
@@ -96,20 +102,24 @@ class Crew:
             time.sleep(_TICK_S / 4)
 
     def refresh(self) -> list[Member]:
-        """The hosts that are there and warm; lost ones are asked for again. Never waits."""
+        """The hosts that are there and warm; lost ones are asked for again. Never waits.
+
+        After too many that died as they started, `broken` says why and none is asked for again.
+        """
         for member in [member for member in self._members if not member.node]:
             done, _ = ray.wait([member.warm], timeout=0)
             try:
                 member.node = ray.get([member.born, member.warm])[0] if done else ""
+                self._born_dead = 0 if done else self._born_dead
             except RayError as err:
                 self.drop(member)
                 self._born_dead += 1
                 if self._born_dead >= _STILLBORN * self.shape.workers:
-                    raise ClusterError(f"workers die as they start: {err}") from err
+                    self.broken = str(err)
         leaving = draining()
         for member in [member for member in self._members if member.node in leaving]:
             self.drop(member)
-        while len(self._members) < self.shape.workers:
+        while len(self._members) < self.shape.workers and not self.broken:
             actor = spawn(self.shape.cpus_per_worker, self.shape.gpus_per_worker)
             self._members.append(Member(actor, actor.node.remote(), actor.warm.remote()))
         return [member for member in self._members if member.node]

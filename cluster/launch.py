@@ -27,6 +27,7 @@ _BLAME_S = 5.0
 _TICK_S = 0.25
 _FORK_S = 60.0
 _SHOWN = 12
+_BROKEN = "a machine that joined is broken, and this group does not grow; workers die as they start"
 _HOW = {"died": "died", "cut": "lost touch with the others"}
 
 
@@ -133,6 +134,9 @@ class Drive:
             new = NOW if asked or left_s < inf else NO
             if not new and larger and len(crew.refresh()) >= larger[-1]:
                 new = NEXT
+            if larger and crew.broken:
+                larger = []
+                self._say("broken", f"{_BROKEN}: {crew.broken}")
             if new > wish:
                 wish = new
                 for member in members:
