@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data import storage
@@ -13,7 +13,7 @@ from ..pretrain.rundir import RunDir
 from . import line
 from .node import state
 from .shapes import Shape
-from .status import STOP, busy, driver
+from .status import AT_IT, STOP, busy, driver
 
 if TYPE_CHECKING:  # torch takes seconds
     from ..pretrain.run import Run
@@ -118,17 +118,33 @@ def logs(place: RunDir, *, follow: bool) -> Iterator[str]:
         time.sleep(1.0)
 
 
-def stop(place: RunDir) -> str:
+def stop(place: RunDir, *, force: Callable[[], None] | None = None) -> str:
     """Asks a run to keep a checkpoint and end; returns what came of it.
+
+    Args:
+        force: ends a driver on another machine that does not answer, or is lost.
 
     Raises:
         RunError: it is not running.
     """
     status = place.json("status.json")
-    if not busy(status):
+    if busy(status) and status["host"] == socket.gethostname():
+        return _terminate(place, status)
+    if busy(status):
+        if said := _ask(place):
+            return said
+    elif not (force and _state(status) == "lost"):
         raise RunError(f"{place.url} is not running (it is {_state(status)}).")
-    if status["host"] != socket.gethostname():
-        return _ask(place, status["host"])
+    if force:
+        force()
+        return "killed through the cluster"
+    return (
+        f"{status['host']} has not answered for {_GRACE_S:.0f} s. "
+        "`--cluster ADDRESS` ends it by force."
+    )
+
+
+def _terminate(place: RunDir, status: dict[str, Any]) -> str:
     if process := driver(status):
         process.terminate()
     deadline = time.monotonic() + _GRACE_S
@@ -140,28 +156,33 @@ def stop(place: RunDir) -> str:
     return _ended(place.json("status.json"))
 
 
-def _ask(place: RunDir, host: str) -> str:
-    """Leaves word for a driver on another machine, which looks for it every second."""
+def _ask(place: RunDir) -> str:
+    """Leaves word for a driver on another machine, which looks for it every second.
+
+    Returns its answer; empty where there was none. A driver that is silent has not ended.
+    """
     place.put(STOP, {"asked": time.time()})
     deadline = time.monotonic() + _GRACE_S
     while time.monotonic() < deadline:
         status = place.json("status.json")
         if status["state"] == "submitted":
             return "asked; the run ends as soon as its job begins"
-        if not busy(status):
+        if status["state"] not in AT_IT:
             return _ended(status)
         time.sleep(0.3)
-    return f"{host} has not answered for {_GRACE_S:.0f} s. `--cluster ADDRESS` ends it by force."
+    return ""
 
 
 def _ended(status: dict[str, Any]) -> str:
     if status["note"] == "removed from the line":
         return "removed from the line; no step was taken"
+    if status["state"] in AT_IT:
+        return f"its process died without a word, after step {status['step']}"
     return f"{status['state']} at step {status['step']}"
 
 
 def _state(status: dict[str, Any]) -> str:
-    if status.get("state") in ("running", "waiting", "submitted") and not busy(status):
+    if status.get("state") in AT_IT and not busy(status):
         return "lost"  # its driver died without a word; `resume` goes on from the checkpoint
     return status.get("state", "not begun")
 

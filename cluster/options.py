@@ -45,9 +45,7 @@ ClusterOpt = Annotated[
 Priority = Annotated[int, typer.Option(help="In the line for the cluster; higher goes first.")]
 Insecure = Annotated[
     bool,
-    typer.Option(
-        "--insecure-cluster", help="Submit even to a cluster that asks nobody for a token."
-    ),
+    typer.Option("--insecure-cluster", help="Use even a cluster that asks nobody for a token."),
 ]
 
 

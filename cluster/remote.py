@@ -17,9 +17,11 @@ from ..errors import ClusterError
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from . import auth, code, line, node
+from .status import AT_IT
 
 _BEGIN_S = 300.0
 _READY_S = 90.0
+_END_S = 60.0
 _LOOK_S = 0.5
 _TELL = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """What a job is told of this machine's environment: where the bucket is, and nothing secret."""
@@ -127,17 +129,27 @@ def _hand_over(ray: JobSubmissionClient, **job: Any) -> None:
         time.sleep(_LOOK_S)
 
 
-def stop(address: str, place: RunDir) -> None:
+def stop(address: str, place: RunDir, *, insecure: bool = False) -> None:
     """Ends a run's job by force, through the cluster; for a driver that hears nothing more.
+
+    The run's folder says so once the job is over: it cannot do so itself.
 
     Raises:
         ClusterError: the cluster knows no such job.
     """
     name = place.json("submission.json").get("id", "")
     try:
-        client(address).stop_job(name)
+        ray = client(address, insecure=insecure)
+        ray.stop_job(name)
+        deadline = time.monotonic() + _END_S
+        while not ray.get_job_status(name).is_terminal():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{address} has not ended job {name!r} within {_END_S:.0f} s.")
+            time.sleep(_LOOK_S)
     except (RayError, RuntimeError) as err:
         raise ClusterError(f"{address} has no job {name!r} of {place.url}: {err}") from err
+    if place.json("status.json").get("state") in AT_IT:
+        line.status(place, "stopped", "killed through the cluster")
 
 
 def _await(ray: Any, name: str, place: RunDir) -> str:

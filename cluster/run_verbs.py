@@ -158,22 +158,26 @@ def stop(
         str | None,
         typer.Option(help="End its job there by force, if it does not answer: no checkpoint."),
     ] = None,
+    insecure: opt.Insecure = False,
 ) -> None:
     """End a run; it keeps a checkpoint and `resume` goes on from it. Of one that waits: its place.
 
     Examples:
 
         diptych stop vlp_easy
+
+        diptych stop s3://my-bucket/runs/my-run --cluster https://ray.example.org
     """
     from . import jobs as work
 
     place = work.find(run, runs)
-    said = work.stop(place)
-    if cluster and "has not answered" in said:
+
+    def force() -> None:
         from . import remote
 
-        remote.stop(remote.dashboard(cluster), place)
-        said = "killed through the cluster"
+        remote.stop(remote.dashboard(cluster or ""), place, insecure=insecure)
+
+    said = work.stop(place, force=force if cluster else None)
     console.print(said, highlight=False, soft_wrap=True)
 
 

@@ -9,6 +9,8 @@ import psutil
 
 STOP = "stop.json"
 """`diptych stop` leaves this in the folder of a run that another machine drives."""
+AT_IT = ("running", "waiting", "submitted")
+"""States of a run that has not ended; `lost` is one of these whose driver does not live."""
 _SILENT_S = 60.0
 _FETCH_S = 600.0
 """A cluster may need as long to make a job's environment."""

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
+from typer.testing import CliRunner
 
-from diptych.cluster import auth, code, entry, jobs, line, remote
+from diptych.__main__ import app
+from diptych.cluster import auth, code, entry, jobs, line, remote, status
 from diptych.cluster.again import require_another, shape_again
 from diptych.cluster.line import Room, Ticket
 from diptych.cluster.shapes import Shape, find_shape
@@ -139,14 +142,18 @@ class Ray:
 
     def __init__(self) -> None:
         self.jobs: list[dict[str, Any]] = []
+        self.stopped = ""
 
     def submit_job(self, **job: Any) -> None:
         with zipfile.ZipFile(job["runtime_env"]["py_modules"][0]) as wheel:
             assert not [n for n in wheel.namelist() if not n.startswith("diptych")]
         self.jobs.append(job)
 
-    def get_job_status(self, name: str) -> str:
-        return "FAILED"
+    def stop_job(self, name: str) -> None:
+        self.stopped = name
+
+    def get_job_status(self, name: str) -> JobStatus:
+        return JobStatus.FAILED
 
     def get_job_info(self, name: str) -> Any:
         return type("Info", (), {"message": "no python here"})
@@ -195,6 +202,49 @@ def test_an_endpoint_with_a_password_is_refused(
         remote.submit(small(), RunDir(f"file://{tmp_path}/r"), "http://h:8265")
     assert "canary-2718" not in str(said.value)
     assert not taken.jobs
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run on another machine, whose driver has just shown for the last time that it lives."""
+    monkeypatch.setattr(jobs, "_GRACE_S", 1.0)
+    monkeypatch.setattr(status, "_SILENT_S", 1.0)
+    place = RunDir(storage.absolute(str(tmp_path / "far")))
+    place.put("run.json", {})
+    place.put("submission.json", {"id": "diptych-far-1"})
+    known = {"state": "running", "note": "", "step": 7, "steps": 9, "pid": 5}
+    place.put("status.json", {**known, "host": "ray-head", "beat": time.time()})
+    return place
+
+
+def test_a_silent_driver_has_not_ended(far: RunDir) -> None:
+    assert "ray-head has not answered for 1 s. `--cluster ADDRESS`" in jobs.stop(far)
+    with pytest.raises(RunError, match=r"is not running \(it is lost\)"):
+        jobs.stop(far)
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 1.0], ids=["silent", "lost"])
+def test_a_silent_driver_is_ended_through_the_cluster(
+    far: RunDir, taken: Ray, wait_s: float
+) -> None:
+    time.sleep(wait_s)
+    words = ["stop", far.url, "--cluster", "http://h:8265", "--insecure-cluster"]
+    done = CliRunner().invoke(app, words)
+    assert done.output.strip() == "killed through the cluster", done.exception
+    assert taken.stopped == "diptych-far-1"
+    assert far.json("status.json")["state"] == "stopped"
+    assert far.json("status.json")["step"] == 7
+    done = CliRunner().invoke(app, words)
+    assert "is not running (it is stopped)" in str(done.exception or done.output)
+
+
+def test_a_driver_that_answers_is_not_forced(far: RunDir) -> None:
+    far.put("status.json", far.json("status.json") | {"beat": time.time() + 60})
+    answer = far.json("status.json") | {"state": "stopped", "step": 8}
+    timer = threading.Timer(0.1, far.put, ("status.json", answer))
+    timer.start()
+    assert jobs.stop(far, force=lambda: pytest.fail("forced")) == "stopped at step 8"
+    timer.join()
 
 
 def test_the_wheel_is_this_code(tmp_path: Path) -> None:
