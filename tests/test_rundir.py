@@ -166,6 +166,7 @@ def test_a_driver_that_does_not_end_is_killed(
     monkeypatch.setattr(jobs, "_GRACE_S", 0.3)
     place.put("status.json", status(pid=sleeper.pid, born=sleeper.create_time(), step=3, note=""))
     assert jobs.stop(place) == f"killed: process {sleeper.pid} did not end within 0 s"
+    sleeper.wait(10)
     assert not busy(place.json("status.json"))
 
 
