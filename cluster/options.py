@@ -49,6 +49,26 @@ Insecure = Annotated[
 ]
 
 
+def amount(value: float | None) -> float | None:
+    """What is divided by, or counted with: no zero, no infinity.
+
+    Raises:
+        BadParameter: it is one.
+    """
+    if value is not None and not 1e-6 <= value <= 1e12:
+        raise typer.BadParameter(f"{value:g} is not between 1e-6 and 1e12")
+    return value
+
+
+def price(value: float | None) -> float | None:
+    """Money: nothing, too.
+
+    Raises:
+        BadParameter: it is less, or endless.
+    """
+    return amount(value) if value else value
+
+
 def pixels(text: str) -> tuple[int, int]:
     """(width, height) of `64` or `96x64`.
 

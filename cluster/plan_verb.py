@@ -15,20 +15,25 @@ def plan(
     shape: opt.ShapeOpt = "pair",
     shape_settings: opt.ShapeSet = None,
     memory_gb: Annotated[
-        float | None, typer.Option(help="Of a worker's GPU (or of a worker): does it fit?")
+        float | None,
+        typer.Option(callback=opt.amount, help="Of a worker's GPU (or of a worker): does it fit?"),
     ] = None,
     step_seconds: Annotated[
-        float | None, typer.Option(help="Of one step, from a trial: gives the time.")
+        float | None,
+        typer.Option(callback=opt.amount, help="Of one step, from a trial: gives the time."),
     ] = None,
-    upload_mb: Annotated[float, typer.Option(help="MB/s to the bucket, of each worker.")] = 100.0,
+    upload_mb: Annotated[
+        float, typer.Option(callback=opt.amount, help="MB/s to the bucket, of each worker.")
+    ] = 100.0,
     price_hour: Annotated[
-        float | None, typer.Option(help="Money for an hour of one worker.")
+        float | None, typer.Option(callback=opt.price, help="Money for an hour of one worker.")
     ] = None,
     price_gb: Annotated[
-        float | None, typer.Option(help="Money for a GB read from the bucket.")
+        float | None, typer.Option(callback=opt.price, help="Money for a GB read from the bucket.")
     ] = None,
     price_requests: Annotated[
-        float | None, typer.Option(help="Money for 1000 requests to the bucket.")
+        float | None,
+        typer.Option(callback=opt.price, help="Money for 1000 requests to the bucket."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write the learning rate as a picture: lr.png.")

@@ -1,9 +1,11 @@
 """`plan`: what a run would be, from its recipe, its shape and the data's manifest alone."""
 
+import math
 from typing import Any
 
 from ..data import tokens
-from ..errors import RecipeError
+from ..errors import CheckpointError, DiptychError, RecipeError, StorageError
+from ..finetune.start import require_start
 from ..pretrain.run import Run
 from ..pretrain.settle import settled
 from . import costs, estimate
@@ -16,7 +18,7 @@ GB = 1e9
 
 def plan(
     run: Run, shape: Shape, *, rates: Rates | None = None, memory_gb: float | None = None
-) -> tuple[dict[str, Any], RecipeError | None]:
+) -> tuple[dict[str, Any], DiptychError | None]:
     """(facts about a run, each under its name; why it cannot be, if it cannot).
 
     Args:
@@ -48,16 +50,18 @@ def plan(
         **_data(chart),
         **_steps(run, shape, chart),
         **_memory(needed, run, shape, memory_gb),
-        "checkpoints": run.steps // run.checkpoint_steps,
+        "checkpoints": math.ceil(run.steps / run.checkpoint_steps),  # the last step has one too
         "bytes of a checkpoint": checkpoint,
         **costs.facts(chart, run, shape, rates, checkpoint),
         "deepspeed": deepspeed_config(run, shape),
     }
     try:
+        if run.start_from:
+            require_start(run.start_from)
         if memory_gb is not None:
             estimate.require_fit(needed, run, shape, memory_gb * GB)
         costs.require_pace(run, shape, rates, checkpoint)
-    except RecipeError as err:
+    except (RecipeError, CheckpointError, StorageError) as err:
         return facts, err
     return facts, None
 

@@ -31,8 +31,9 @@ from .model import Model
 from .objective import Denoised, Objective, Words
 from .task import Task
 
-_OWN = "sample"
-"""In the place of a cache's URL: samples have their own."""
+MOST_STEPS = 10**12
+Beta = Annotated[float, Field(ge=0, lt=1)]
+_OWN = "sample"  # in the place of a cache's URL: samples have their own
 
 
 class Source(Record):
@@ -122,7 +123,7 @@ class Optim(Record):
     """AdamW (Loshchilov and Hutter 2019) with a schedule that is a pure function of the step."""
 
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: float = Field(default=0.01, ge=0)
     """Not applied to biases, norms and other vectors."""
     warmup_steps: int = Field(default=100, ge=0)
@@ -161,8 +162,8 @@ class Run(Record):
     """Keep a moving average of the weights, for evaluation and export."""
     batch: int = Field(default=128, ge=1)
     """Rows of a global batch, over all workers."""
-    steps: int = Field(default=1000, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
+    steps: int = Field(default=1000, ge=1, le=MOST_STEPS)
+    epochs: float | None = Field(default=None, gt=0, le=MOST_STEPS)
     """Passes over the data, instead of `steps`."""
     seed: int = Field(default=0, ge=0)
     control: Annotated[Control, _part(Control, "control")] | None = None

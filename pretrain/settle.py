@@ -9,10 +9,11 @@ import torch
 from ..data import tokens
 from ..data.batch import Batch
 from ..data.loader import Loader
+from ..errors import RecipeError
 from .charts import open_plan
 from .denoiser import Denoiser
 from .first_stage import MEASURED, Stage
-from .run import Run
+from .run import MOST_STEPS, Run
 
 _ROWS = 512
 """Images that a scale is measured on: a thousandth of it, with latents of a thousand numbers."""
@@ -38,6 +39,10 @@ def settled(run: Run) -> Run:
     """
     if run.epochs is not None:
         steps = max(1, math.ceil(run.epochs * open_plan(run).steps_per_epoch))
+        if steps > MOST_STEPS:
+            raise RecipeError(
+                f"epochs {run.epochs:g} are {steps:,} steps: more than {MOST_STEPS:,}."
+            )
         run = run.model_copy(update={"steps": steps, "epochs": None})
     if isinstance(run.model, Denoiser) and run.model.first_stage.scale == MEASURED:
         alone = run.model.first_stage.model_copy(update={"scale": 1.0})

@@ -176,6 +176,34 @@ def test_the_facts_of_a_plan(tiny: Tiny) -> None:
     )
 
 
+@pytest.mark.parametrize(("steps", "every", "want"), [(50, 200, 1), (1000, 300, 4), (600, 300, 2)])
+def test_the_last_step_has_a_checkpoint_too(tiny: Tiny, steps: int, every: int, want: int) -> None:
+    run = tiny("plan", f"steps={steps}", f"checkpoint_steps={every}")
+    assert preflight.plan(run, PAIR)[0]["checkpoints"] == want
+
+
+def test_what_it_starts_from_has_to_be_there(tiny: Tiny, tmp_path: Path) -> None:
+    facts, wrong = preflight.plan(tiny("plan", f"start_from={tmp_path}/nowhere"), PAIR)
+    assert facts["samples"] == 600, "told all the same"
+    assert f"{tmp_path}/nowhere" in str(wrong)
+
+
+def test_epochs_beyond_all_steps_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(RecipeError, match=r"epochs 1e\+12 are 37,500,000,000,000 steps"):
+        preflight.plan(tiny("plan", "epochs=1e12"), PAIR)
+    assert preflight.plan(tiny("plan", "steps=1000000000000"), PAIR)[1] is None
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("name", ["step-seconds", "upload-mb", "memory-gb", "price-gb"])
+def test_a_rate_is_a_number(name: str, value: str) -> None:
+    if (name, value) == ("price-gb", "0"):
+        return  # it may be free
+    done = CliRunner().invoke(app, ["plan", "vlp_easy", f"--{name}", value], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert f"{value} is not between 1e-6 and 1e12" in done.output
+
+
 def test_a_plan_that_cannot_be_ends_with_code_2(tiny: Tiny, tmp_path: Path) -> None:
     """The facts are told all the same; the picture is a picture."""
     file = tmp_path / "r.yaml"
