@@ -92,22 +92,22 @@ def submit(
     Raises:
         ClusterError: it was refused, or ended before it began.
     """
-    ray = client(address, insecure=insecure)
+    ray, told = client(address, insecure=insecure), _told()
     version, digest = code.identity()
     asked = time.time()
     name = f"diptych-{place.name}-{int(asked * 1000)}"
     about = {"cluster": address, "id": name, "asked": asked, "priority": priority}
-    place.put("submission.json", {**about, "version": version, "digest": digest})
-    line.status(place, "submitted", f"to {address}", steps=run.steps, host=address)
     words = ["python", "-P", "-m", "diptych.cluster.entry", place.url, digest, str(priority)]
     with tempfile.TemporaryDirectory(prefix="diptych-wheel-") as folder:
         wheel = str(code.wheel(Path(folder)))
+        place.put("submission.json", {**about, "version": version, "digest": digest})
+        line.status(place, "submitted", f"to {address}", steps=run.steps, host=address)
         try:
             _hand_over(
                 ray,
                 entrypoint=shlex.join(words),
                 submission_id=name,
-                runtime_env={"py_modules": [wheel], "env_vars": _told()},
+                runtime_env={"py_modules": [wheel], "env_vars": told},
                 metadata={"run": place.url, "digest": digest, "priority": str(priority)},
             )
         except (RayError, RuntimeError, ConnectionError) as err:

@@ -202,6 +202,7 @@ def test_an_endpoint_with_a_password_is_refused(
         remote.submit(small(), RunDir(f"file://{tmp_path}/r"), "http://h:8265")
     assert "canary-2718" not in str(said.value)
     assert not taken.jobs
+    assert RunDir(f"file://{tmp_path}/r").json("status.json") == {}, "nothing was submitted"
 
 
 @pytest.fixture
