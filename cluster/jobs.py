@@ -102,20 +102,25 @@ def submit(run: "Run", shape: Shape, url: str) -> tuple[RunDir, int]:
 
 def logs(place: RunDir, *, follow: bool) -> Iterator[str]:
     """The lines of all logs of a run; with `follow`, on until it ends."""
-    seen: dict[str, str] = {}
+    seen: dict[str, list[str]] = {}
     while True:
         running = busy(place.json("status.json"))
         for name in storage.children(place.at("logs")):
             lines = storage.read(place.at("logs", name)).decode().splitlines()
-            last = seen.get(name)
-            first = lines.index(last) + 1 if last in lines else 0
-            for text in lines[first:]:
+            for text in _new(seen.get(name, []), lines):
                 yield f"{name.removesuffix('.log')}  {text}"
-            if lines:
-                seen[name] = lines[-1]
+            seen[name] = lines
         if not (follow and running):
             return
         time.sleep(1.0)
+
+
+def _new(before: list[str], now: list[str]) -> list[str]:
+    """What a log says that it has not said before; it forgets its first lines as it grows."""
+    same = min(len(before), len(now))
+    while before[len(before) - same :] != now[:same]:
+        same -= 1
+    return now[same:]
 
 
 def stop(place: RunDir, *, force: Callable[[], None] | None = None) -> str:

@@ -218,6 +218,27 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return place
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        ("", "a ok b ok", "a ok b ok"),
+        ("a ok b ok", "a ok b ok", ""),
+        ("a ok", "a ok ok", "ok"),
+        ("a ok b ok", "ok b ok c", "c"),  # the first one is forgotten
+        ("a b", "c d", "c d"),
+        ("a ok", "ok", ""),
+    ],
+)
+def test_a_line_of_a_log_is_shown_once(before: str, now: str, new: str) -> None:
+    assert jobs._new(before.split(), now.split()) == new.split()
+
+
+def test_a_followed_log_is_shown_once(far: RunDir) -> None:
+    storage.write(far.at("logs/rank-0.log"), b"1 a\n2 ok\n1 b\n2 ok\n")
+    shown = ["rank-0  1 a", "rank-0  2 ok", "rank-0  1 b", "rank-0  2 ok"]
+    assert list(jobs.logs(far, follow=True)) == shown
+
+
 def test_a_silent_driver_has_not_ended(far: RunDir) -> None:
     assert "ray-head has not answered for 1 s. `--cluster ADDRESS`" in jobs.stop(far)
     with pytest.raises(RunError, match=r"is not running \(it is lost\)"):
