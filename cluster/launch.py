@@ -97,6 +97,7 @@ class Drive:
 
     def _attempt(self, crew: Crew, start: int) -> None:
         """Trains until the end, or until the group is to be formed anew."""
+        self._blamed.clear()  # of steps that are taken again
         sizes = self.shape.sizes(self.run)
         members = crew.gather([shape.workers for shape in sizes], self.stopping)
         [shape] = [shape for shape in sizes if shape.workers == len(members)]

@@ -1,6 +1,7 @@
 """The driver and its hosts where some die as they start. Ray is stood in for; no cluster."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,11 @@ from diptych.cluster.crew import Crew, Member
 from diptych.cluster.job import Event, Outcome, Pulse
 from diptych.cluster.launch import Drive
 from diptych.cluster.shapes import Shape
-from diptych.errors import ClusterError
+from diptych.errors import ClusterError, NonFiniteError
 from diptych.pretrain.run import Run
 
 GOOD, DEAD = "good", "dead"
+_ASKED = ("node", "warm", "ask", "poll", "clear", "fork", "run")
 LAST = Pulse([], "step", 5, 0.0, 0.0, False)
 
 
@@ -31,7 +33,7 @@ class Hosts:
         self.asked += 1
         fate = self.fates.pop(0) if len(self.fates) > 1 else self.fates[0]
         told = SimpleNamespace(remote=lambda *_: fate)
-        return SimpleNamespace(node=told, warm=told, ask=told, poll=told, clear=told)
+        return SimpleNamespace(**dict.fromkeys(_ASKED, told))
 
     def wait(self, refs: list[Any], timeout: float = 0) -> tuple[list[Any], list[Any]]:
         if isinstance(refs[0], Outcome) and self.busy:
@@ -105,3 +107,21 @@ def test_a_broken_machine_that_joins_leaves_a_group_alone(
     assert hosts.busy == 0
     assert [event.body["what"] for event in said] == ["broken"], "said once"
     assert "workers die as they start" in said[0].body["text"]
+
+
+def test_samples_of_a_lasting_fault_are_named_once(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, small: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Not those of other steps that were skipped before going back, and none twice."""
+    attempts = iter([(5, 6, 9), (5, 6, 7)])
+    run, url = small(), f"file://{tmp_path}/run"
+    drive = Drive(run, Shape(workers=1), url, "d", lambda _: None, lambda *_: 1, lambda: False)
+
+    def watch(*_: Any) -> None:
+        for step in next(attempts):
+            drive._tell([Event("event", 0, {"what": "skip", "step": step, "keys": [f"at {step}"]})])
+        raise NonFiniteError("no number.", 7)
+
+    monkeypatch.setattr(drive, "_watch", watch)
+    with pytest.raises(NonFiniteError, match=r"Samples: at 5, at 6, at 7; "):
+        drive.go()
