@@ -40,6 +40,10 @@ class Recurrent(Writer):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Of the states that words are told from."""
 
+    @property
+    def one_way(self) -> bool:
+        return True
+
     def hide(self, view: View, words: Words) -> View:
         blank = view.tokens_BL.masked_fill(~view.real_BL, -100)
         next_BL = torch.cat([blank[:, 1:], torch.full_like(blank[:, :1], -100)], dim=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.draws import row_key, uniform
+from .objective import Objective
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,19 @@ def mixing(seed: int, ratios: Mapping[str, float], kinds: Sequence[str]) -> Mixi
         raise ValueError(f"mixing: {dict(ratios)} has a share that is not above 0")
     whole = sum(ratios.values())
     return Mixing(seed, groups, tuple(share / whole for share in ratios.values()))
+
+
+def require_read(objectives: Sequence[Objective], turns: Mixing | None) -> None:
+    """Raises ValueError where an objective would learn of no row, since another of its batch has
+    them all read from left to right."""
+    kinds = tuple(objective.kind for objective in objectives)
+    for group in turns.groups if turns else (kinds,):
+        here = [objective for objective in objectives if objective.kind in group]
+        one_way = [objective.kind for objective in here if objective.one_way]
+        blind = [objective.kind for objective in here if objective.both_ways]
+        if one_way and blind:
+            raise ValueError(
+                f"{one_way[0]} has every text read from left to right, where {blind[0]} cannot see "
+                f"it. Let them take turns, mixing={{{one_way[0]}: 1, {blind[0]}: 1}}, or leave "
+                "one out"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..config import Part
@@ -71,6 +72,18 @@ def real_regions(view: View) -> Tensor | None:
         return None
     left_BN, top_BN, right_BN, bottom_BN = view.boxes_BN4.unbind(2)
     return (right_BN > left_BN) & (bottom_BN > top_BN)
+
+
+def read_whole(view: View) -> Tensor:
+    """bool (B,), True for rows whose states can know all of the text: not those that are read from
+    left to right, whose image and first word see none of it."""
+    return torch.ones_like(view.matched_B) if view.causal_B is None else ~view.causal_B
+
+
+def answerable(view: View) -> Tensor:
+    """bool (B,), True for rows that can be asked about their own text: it was not exchanged, and
+    is read whole."""
+    return view.matched_B & read_whole(view)
 
 
 class Towers(NamedTuple):
@@ -157,12 +170,19 @@ class Objective(Part):
 
     reads: ClassVar[type] = Seen
     """What its model must give: `Seen`, `Denoised` or `Classified`."""
+    both_ways: ClassVar[bool] = False
+    """Whether it learns nothing of rows that are read from left to right."""
     weight: float = 1.0
 
     @property
     def rows_multiple(self) -> int:
         """What the rows of a micro-batch must be a multiple of."""
         return 1
+
+    @property
+    def one_way(self) -> bool:
+        """Whether it has every row read from left to right."""
+        return False
 
     @property
     def arrays(self) -> Mapping[str, int]:

@@ -26,7 +26,7 @@ from .diffusion.sheet import Sheet
 from .ema import Ema
 from .frozen import Frozen
 from .hint import Hint
-from .mixing import mixing
+from .mixing import mixing, require_read
 from .model import Model
 from .objective import Denoised, Objective, Words
 from .task import Task
@@ -199,7 +199,7 @@ class Run(Record):
                     f"{self.model.kind!r} gives {self.model.gives.__name__}"
                 )
             objective.check(self.objectives)
-        mixing(self.seed, self.mixing, names)
+        require_read(self.objectives, mixing(self.seed, self.mixing, names))
         if self.model.gives is Denoised and len(self.objectives) > 1:
             raise ValueError(f"objectives {names} would each noise the image; name one")
         if self.data.buckets.sizes and not self.model.any_size:

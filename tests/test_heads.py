@@ -10,7 +10,7 @@ from PIL import Image
 
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
-from diptych.errors import DataError
+from diptych.errors import DataError, RecipeError
 from diptych.finetune.heads.reasoning import beside
 from diptych.pretrain.run import Run
 from diptych.pretrain.task import Losses, Task
@@ -117,3 +117,45 @@ def test_two_images_are_one_picture() -> None:
     found = beside(Image.new("RGB", (20, 10), "red"), Image.new("L", (40, 40), 255))
     assert found.size == (30, 10)
     assert found.getpixel((0, 0)) == (255, 0, 0) and found.getpixel((29, 9)) == (255, 255, 255)
+
+
+ASKED = {"answer": "yes", "label": "yes", "box": [0, 0, 0.5, 0.5]}
+HEADS = (
+    "{kind: vqa, answers: [yes, no]}",
+    "{kind: vqa, soft: true, answers: [yes, no]}",
+    "{kind: reasoning}",
+    "{kind: grounding}",
+)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("other", ["itm", "prefix, share: 0.5", "mlm, seq2seq: 0.5"])
+def test_only_rows_that_see_their_own_text_are_asked(
+    head: str, other: str, small: Callable[..., Run], text: Text, rows: Rows
+) -> None:
+    task = small(f"objectives=[{{kind: {other}}}, {head}]").task(text).eval()
+    batch = replace(rows(16), fields=(ASKED,) * 16)
+    kind = task.objectives[1].kind
+    seen, scores = task.scores(batch)
+    causal_B = seen.view.causal_B
+    asked_B = seen.view.matched_B if causal_B is None else ~causal_B
+    assert 0 < int(asked_B.sum()) < 16
+    assert torch.equal(scores[kind].valid_B, asked_B)
+    assert int(scores[kind].tries) == int(asked_B.sum())
+    if other != "itm":  # whose neighbours a slice has not
+        alone = [task.scores(batch.take(row, row + 1))[1][kind] for row in range(16)]
+        assert int(scores[kind].hits) == sum(int(score.hits) for score in alone)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("other", ["prefix", "show_tell", "attend_tell", "mlm, seq2seq: 1.0"])
+def test_a_head_beside_one_that_reads_all_from_left_to_right_is_refused(
+    head: str, other: str, small: Callable[..., Run]
+) -> None:
+    objectives = f"objectives=[{{kind: {other}}}, {head}]"
+    kind, name = other.partition(",")[0], head[1:-1].split(",")[0].removeprefix("kind: ")
+    with pytest.raises(RecipeError, match=f"{kind} has every text .* {name} cannot see"):
+        small(objectives)
+    with pytest.raises(RecipeError, match="from left to right"):
+        small(objectives, f"mixing={{{kind}+{name}: 1, {kind}: 1}}")
+    assert small(objectives, f"mixing={{{kind}: 1, {name}: 1}}")

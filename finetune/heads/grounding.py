@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import DataError
-from ...pretrain.objective import Objective, Score, Seen, Sizes, real_regions
+from ...pretrain.objective import Objective, Score, Seen, Sizes, answerable, real_regions
 from ..metrics import boxes
 
 _NEAR = 0.5
@@ -31,6 +31,7 @@ class Grounding(Objective):
     """
 
     kind: ClassVar[str] = "grounding"
+    both_ways: ClassVar[bool] = True
     way: Literal["choose", "regress"] = "regress"
 
     def head(self, sizes: Sizes) -> nn.Module:
@@ -50,6 +51,7 @@ class Grounding(Objective):
 
     def score(self, head: Any, seen: Seen) -> Score:
         truth_B4, named_B = self.truth(seen)
+        named_B &= answerable(seen.view)
         found_B4 = self.boxes(head, seen)
         near_B = (boxes.iou(found_B4.detach(), truth_B4) >= _NEAR) & named_B
         if self.way == "regress":

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...pretrain.objective import Objective, Score, Seen, Sizes
+from ...pretrain.objective import Objective, Score, Seen, Sizes, answerable
 
 _TRUTH = {"true": 1, "yes": 1, "1": 1, "false": 0, "no": 0, "0": 0}
 
@@ -25,6 +25,7 @@ class VisualReasoning(Objective):
     """
 
     kind: ClassVar[str] = "reasoning"
+    both_ways: ClassVar[bool] = True
     field: str = "label"
     """Where the record holds the truth."""
 
@@ -41,11 +42,12 @@ class VisualReasoning(Objective):
 
     def score(self, head: Any, seen: Seen) -> Score:
         logits_B2, truth_B = self.logits(head, seen), self.truth(seen)
+        asked_B = answerable(seen.view)
         return Score(
             loss_B=F.cross_entropy(logits_B2, truth_B, reduction="none", ignore_index=-100),
-            valid_B=truth_B >= 0,
-            hits=(logits_B2.argmax(1) == truth_B).sum(),
-            tries=torch.tensor(len(truth_B), device=truth_B.device),
+            valid_B=(truth_B >= 0) & asked_B,
+            hits=((logits_B2.argmax(1) == truth_B) & asked_B).sum(),
+            tries=asked_B.sum(),
         )
 
     def truth(self, seen: Seen) -> Tensor:

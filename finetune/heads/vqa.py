@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...pretrain.objective import Objective, Score, Seen, Sizes
+from ...pretrain.objective import Objective, Score, Seen, Sizes, answerable
 from ..metrics import answers as human
 
 
@@ -27,6 +27,7 @@ class VisualQuestion(Objective):
     """
 
     kind: ClassVar[str] = "vqa"
+    both_ways: ClassVar[bool] = True
     answers: tuple[str, ...] = Field(min_length=2)
     """The answer vocabulary; the order is the order of the logits."""
     soft: bool = False
@@ -57,22 +58,23 @@ class VisualQuestion(Objective):
         return self._soft(logits_BA, seen) if self.soft else self._one(logits_BA, seen)
 
     def _one(self, logits_BA: Tensor, seen: Seen) -> Score:
-        targets_B = self.targets(seen)
+        targets_B, asked_B = self.targets(seen), answerable(seen.view)
         return Score(
             loss_B=F.cross_entropy(logits_BA, targets_B, reduction="none", ignore_index=-100),
-            valid_B=targets_B >= 0,
-            hits=(logits_BA.argmax(1) == targets_B).sum(),
-            tries=torch.tensor(len(targets_B), device=targets_B.device),
+            valid_B=(targets_B >= 0) & asked_B,
+            hits=((logits_BA.argmax(1) == targets_B) & asked_B).sum(),
+            tries=asked_B.sum(),
         )
 
     def _soft(self, logits_BA: Tensor, seen: Seen) -> Score:
-        targets_BA = self.soft_targets(seen)
+        targets_BA, asked_B = self.soft_targets(seen), answerable(seen.view)
         loss_BA = F.binary_cross_entropy_with_logits(logits_BA, targets_BA, reduction="none")
+        right_B = targets_BA.gather(1, logits_BA.argmax(1, keepdim=True))[:, 0]
         return Score(
             loss_B=loss_BA.sum(1),
-            valid_B=(targets_BA > 0).any(1),
-            hits=targets_BA.gather(1, logits_BA.argmax(1, keepdim=True)).sum(),
-            tries=torch.tensor(len(targets_BA), device=targets_BA.device),
+            valid_B=(targets_BA > 0).any(1) & asked_B,
+            hits=right_B.where(asked_B, 0.0).sum(),
+            tries=asked_B.sum(),
         )
 
     def targets(self, seen: Seen) -> Tensor:

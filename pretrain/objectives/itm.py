@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...data.draws import uniform
 from ...errors import RecipeError
-from ..objective import Objective, Score, Seen, Sizes, View, Words
+from ..objective import Objective, Score, Seen, Sizes, View, Words, read_whole
 
 
 class ImageTextMatching(Objective):
@@ -77,7 +77,7 @@ class ImageTextMatching(Objective):
             return self._score_hard(head, seen)
         targets_B = seen.view.targets[self.kind].long()
         logits_B2 = self.logits(head, seen)
-        valid_B = _read(seen.view)
+        valid_B = read_whole(seen.view)
         return Score(
             loss_B=F.cross_entropy(logits_B2, targets_B, reduction="none"),
             valid_B=valid_B,
@@ -88,7 +88,7 @@ class ImageTextMatching(Objective):
     def _score_hard(self, head: Any, seen: Seen) -> Score:
         """Each image with its own text, and with another that looks right, where there is one."""
         assert seen.towers is not None  # `head` refused such a model
-        valid_B = _read(seen.view) & seen.view.matched_B
+        valid_B = read_whole(seen.view) & seen.view.matched_B
         if seen.view.batch.hole_B is not None:
             valid_B = valid_B & ~seen.view.batch.hole_B
         other_B, found_B = self._mine(seen, valid_B)
@@ -127,10 +127,3 @@ class ImageTextMatching(Objective):
         best_B1 = chance_BG.argmax(1, keepdim=True)  # where rounding led to one with no chance
         place_B1 = torch.where(there_BG.gather(1, place_B1), place_B1, best_B1)
         return others_BG.gather(1, place_B1)[:, 0], there_BG.any(1)
-
-
-def _read(view: View) -> Tensor:
-    """Rows (B,) whose first state can know the text: not those read from left to right."""
-    if view.causal_B is None:
-        return torch.ones_like(view.matched_B)
-    return ~view.causal_B

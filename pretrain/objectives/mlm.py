@@ -31,6 +31,10 @@ class MaskedLanguage(Objective):
     seq2seq: float = Field(default=0.0, ge=0, le=1)
     """Share of the rows read from left to right (0.75 in VLP), the others both ways."""
 
+    @property
+    def one_way(self) -> bool:
+        return self.seq2seq == 1
+
     def head(self, sizes: Sizes) -> nn.Module:
         return WordHead(sizes.width, sizes.vocabulary, sizes.epsilon)
 

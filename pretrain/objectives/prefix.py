@@ -30,6 +30,10 @@ class PrefixLanguage(Writer):
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the rows that are read from left to right."""
 
+    @property
+    def one_way(self) -> bool:
+        return self.share == 1
+
     def head(self, sizes: Sizes) -> nn.Module:
         return WordHead(sizes.width, sizes.vocabulary, sizes.epsilon)
 
