@@ -59,6 +59,19 @@ class Batch:
         """Number of rows."""
         return len(self.keys)
 
+    @property
+    def present_B(self) -> Tensor:
+        """bool, True for rows that are no holes."""
+        if self.hole_B is None:
+            return torch.ones_like(self.draws_B, dtype=torch.bool)
+        return ~self.hole_B
+
+    def present(self) -> "Batch":
+        """The rows that are no holes."""
+        if self.hole_B is None:
+            return self
+        return replace(self.pick(self.present_B.nonzero()[:, 0]), hole_B=None)
+
     def take(self, first: int, last: int) -> "Batch":
         """Rows [first, last)."""
         part = self._map(lambda tensor: tensor[first:last])

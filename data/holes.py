@@ -143,6 +143,11 @@ def quarantined(manifest: Manifest) -> list[Hole]:
         ) from err
 
 
+def left_out(manifest: Manifest) -> frozenset[tuple[str, str]]:
+    """(name of the shard, key) of each sample in the dataset's quarantine."""
+    return frozenset((hole.shard, hole.key) for hole in quarantined(manifest))
+
+
 def quarantine(manifest: Manifest, shard: str, key: str, reason: str) -> Hole:
     """Puts a sample of a dataset in quarantine; runs leave it out from their next start.
 

@@ -16,6 +16,7 @@ import torch
 from ..data import decode, storage
 from ..data.batch import Batch
 from ..data.draws import row_key
+from ..data.holes import left_out
 from ..data.index import Manifest, Shard, entries
 from ..data.loader import Recipe, once
 from ..data.records import Record, scan
@@ -51,11 +52,8 @@ def still(run: Run) -> Recipe:
 def batches(found: Finished, limit: int | None = None, rows: int = 64) -> Iterator[Batch]:
     """Every sample of the test once, or the first `limit`, without those that were left out."""
     for batch in once(found.test, found.text, still(found.run), limit=limit, batch=rows):
-        here_S = torch.arange(batch.rows)
-        if batch.hole_B is not None:
-            here_S = here_S[~batch.hole_B]
-        if len(here_S):
-            yield batch.pick(here_S)
+        if (there := batch.present()).rows:
+            yield there
 
 
 def captioned(
@@ -115,6 +113,8 @@ def references(
 ) -> dict[Hashable, list[str]]:
     """The texts of each picture, whole, by what it is known by; the shards are read once.
 
+    Samples in quarantine say nothing.
+
     Args:
         manifest: the test data.
         field: `txt`, or a field of the JSON record that holds a text or a list of texts.
@@ -123,10 +123,12 @@ def references(
     Raises:
         DataError: a sample without the field.
     """
-    found = defaultdict[Hashable, list[str]](list)
+    found, skipped = defaultdict[Hashable, list[str]](list), left_out(manifest)
     for shard in _shards(manifest, limit):
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
             for record, members in scan(file, shard=shard.url):
+                if (_label(shard), record.key) in skipped:
+                    continue
                 key = f"{_label(shard)}/{record.key}"
                 found[_picture(record, key)] += _texts(members, field, key)
     return dict(found)

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from ..data import storage
+from ..data.holes import left_out
 from ..data.index import Manifest
 from ..data.records import scan
 from ..errors import DataError
@@ -37,6 +38,8 @@ def count(captions: Iterable[Sequence[str]]) -> CiderD:
 def captions(manifest: Manifest, field: str | None = None) -> list[list[str]]:
     """The captions of every picture of a dataset; the same bytes are the same picture.
 
+    Samples in quarantine are left out.
+
     Args:
         manifest: the dataset; its shards are read once.
         field: of the record, with the list of captions; by default the `.txt` members.
@@ -45,9 +48,12 @@ def captions(manifest: Manifest, field: str | None = None) -> list[list[str]]:
         DataError: a sample has no caption there.
     """
     by_picture: defaultdict[bytes, list[str]] = defaultdict(list)
+    skipped = left_out(manifest)
     for shard in manifest.shards:
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
             for record, members in scan(file, shard=shard.url):
+                if (storage.name(shard.url), record.key) in skipped:
+                    continue
                 picture = next((members[e] for e in _IMAGES if e in members), record.key.encode())
                 texts = _texts(members, field, f"{storage.shown(shard.url)}/{record.key}")
                 known = by_picture[blake2b(picture, digest_size=16).digest()]

@@ -42,8 +42,10 @@ class Finished:
         return replace(self.run.rows, hints={})
 
     def batches(self, limit: int | None = None, rows: int = 256) -> Iterator[Batch]:
-        """Every test sample once, or the first `limit`."""
-        return once(self.test, self.text, self.recipe, limit=limit, batch=rows)
+        """Every test sample once, or the first `limit`, without those that were left out."""
+        for batch in once(self.test, self.text, self.recipe, limit=limit, batch=rows):
+            if (there := batch.present()).rows:
+                yield there
 
 
 def finished(

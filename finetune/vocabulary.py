@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..data import storage
+from ..data.holes import left_out
 from ..data.index import Manifest
 from ..data.records import scan
 from ..errors import DataError
@@ -45,13 +46,16 @@ def vocabulary(
 def records(manifest: Manifest) -> Iterator[dict[str, Any]]:
     """The JSON record of every sample that has one; the shards are read once, from end to end.
 
+    Samples in quarantine are left out.
+
     Raises:
         DataError: a record that is no JSON object.
     """
+    skipped = left_out(manifest)
     for shard in manifest.shards:
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
             for record, members in scan(file, shard=shard.url):
-                if "json" in members:
+                if "json" in members and (storage.name(shard.url), record.key) not in skipped:
                     yield _parsed(members["json"], f"{storage.shown(shard.url)}/{record.key}.json")
 
 

@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         task: put into evaluation mode and back.
-        batches: every sample once.
+        batches: every sample once; holes count as nothing.
         change: what is done to each batch before; `shuffled` for the wrong images.
         parts: what of each batch is scored apart, and what is put before the names of its scores;
             the whole batch, and nothing, by default.
@@ -57,11 +57,12 @@ def evaluate(
     training = task.training
     task.eval()
     for batch in batches:
-        seen = change(batch)
-        for prefix, part in parts(seen) if parts else [("", seen)]:
-            for name, (total, count) in task(part).sums.items():
-                totals[prefix + name][0] += float(total)
-                totals[prefix + name][1] += float(count)
+        if (there := batch.present()).rows:
+            seen = change(there)
+            for prefix, part in parts(seen) if parts else [("", seen)]:
+                for name, (total, count) in task(part).sums.items():
+                    totals[prefix + name][0] += float(total)
+                    totals[prefix + name][1] += float(count)
         told(batch.rows)
     task.train(training)
     return {name: total / count for name, (total, count) in totals.items() if count}

@@ -45,7 +45,7 @@ class View:
     hidden_BN: Tensor
     """bool, True for regions whose pixels or features were taken away."""
     matched_B: Tensor
-    """bool, True where the text belongs to the image."""
+    """bool, True where the text belongs to the image; in a hole nothing does."""
     causal_B: Tensor | None = None
     """bool, True for rows whose text is read from left to right, each word seeing those before it
     and the image, the image never the text. None where there are none."""

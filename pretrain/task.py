@@ -133,7 +133,7 @@ class Task(nn.Module):
             contexts=contexts,
             classes_B=self._classes(batch),
             hidden_BN=torch.zeros(shape, dtype=torch.bool, device=device),
-            matched_B=torch.ones(batch.rows, dtype=torch.bool, device=device),
+            matched_B=batch.present_B,
             features_BNF=features_BNF,
             boxes_BN4=boxes_BN4,
         )

@@ -12,6 +12,7 @@ from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import DataError, RecipeError
 from diptych.finetune.heads.reasoning import beside
+from diptych.pretrain.evaluate import evaluate, grouped
 from diptych.pretrain.run import Run
 from diptych.pretrain.task import Losses, Task
 
@@ -159,3 +160,31 @@ def test_a_head_beside_one_that_reads_all_from_left_to_right_is_refused(
     with pytest.raises(RecipeError, match="from left to right"):
         small(objectives, f"mixing={{{kind}+{name}: 1, {kind}: 1}}")
     assert small(objectives, f"mixing={{{kind}: 1, {name}: 1}}")
+
+
+EVERY = (
+    "{kind: itm}",
+    "{kind: mrm, share: 1.0}",
+    "{kind: mlm}",
+    "{kind: wra}",
+    "{kind: prefix, share: 0.5}",
+    *HEADS,
+)
+
+
+@pytest.mark.parametrize("objective", EVERY)
+def test_samples_that_were_left_out_count_as_nothing(
+    objective: str, small: Callable[..., Run], text: Text, rows: Rows
+) -> None:
+    task = small(f"objectives=[{objective}]").task(text).eval()
+    batch = replace(rows(8), fields=(ASKED,) * 8)
+    none = task(replace(batch, hole_B=torch.ones(8, dtype=torch.bool))).sums
+    assert {int(count) for _, count in none.values()} == {0}
+    holes_B = torch.arange(8) >= 4  # a group of `itm` whole
+    fields = (ASKED,) * 4 + ({},) * 4
+    holed = evaluate(task, [replace(batch, hole_B=holes_B, fields=fields)])
+    assert holed == evaluate(task, [batch.take(0, 4)])
+    if "vqa" in objective:
+        parts = grouped("label")
+        split = evaluate(task, [replace(batch, hole_B=holes_B, fields=fields)], parts=parts)
+        assert split.keys() == {p + name for name in holed for p in ("", "label=yes.")}

@@ -1,5 +1,8 @@
+"""Samples that are left out, on record."""
+
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,11 @@ from diptych.data.pack import Sample
 from diptych.data.plan import Plan
 from diptych.data.tokens import Text
 from diptych.errors import DataError, ShardError
+from diptych.finetune import gallery, ngram_table
+from diptych.finetune.decode import greedy
+from diptych.finetune.score import Finished, majority
+from diptych.finetune.vocabulary import records
+from diptych.pretrain.run import Run
 
 Samples = Callable[..., list[Sample]]
 Dataset = Callable[..., Manifest]
@@ -118,3 +126,19 @@ def test_bytes_damaged_on_their_way_are_read_again(
         assert torch.equal(again[step].image_BCHW, batch.image_BCHW)
         assert torch.equal(again[step].tokens_BL, batch.tokens_BL)
         assert again[step].hole_B is None
+
+
+def test_what_reads_a_dataset_whole_passes_by_its_quarantine(
+    samples: Samples, dataset: Dataset, small: Callable[..., Run], text: Text
+) -> None:
+    shard = samples(6)
+    shard[2] = ("000002", {"png": shard[2][1]["png"], "json": b"no record"})  # and no caption
+    manifest = dataset([shard])
+    quarantine(manifest, "00000.tar", "000002", "no caption")
+    run = small("objectives=[{kind: prefix}]")
+    nowhere: Any = None  # no folder and no checkpoint
+    found = Finished(nowhere, run, text, nowhere, "raw", run.task(text).eval(), manifest)
+    assert [batch.rows for batch in found.batches()] == [5]
+    assert len(gallery.captioned(found, greedy)) == len(ngram_table.captions(manifest)) == 5
+    assert list(records(manifest)) == [json.loads(m["json"]) for k, m in shard if k != "000002"]
+    assert majority(found) == 1

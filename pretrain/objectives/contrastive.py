@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...errors import RecipeError
 from ..gather import everyone
-from ..objective import Objective, Score, Seen, Sizes
+from ..objective import Objective, Score, Seen, Sizes, answerable
 
 _MIX = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier
 
@@ -63,11 +63,7 @@ class Contrastive(Objective):
 def _candidates(seen: Seen) -> tuple[Tensor, Tensor]:
     """Rows that are compared (B,), and what each is compared with (B, G), itself always."""
     batch, view = seen.view.batch, seen.view
-    fair_B = view.matched_B
-    if batch.hole_B is not None:
-        fair_B = fair_B & ~batch.hole_B
-    if view.causal_B is not None:
-        fair_B = fair_B & ~view.causal_B
+    fair_B = answerable(view)
     words_B = _hash(batch.tokens_BL * batch.real_BL)
     rows_G2, first = everyone(torch.stack([words_B, fair_B.long()], dim=1))
     apart_BG = (words_B[:, None] != rows_G2[:, 0]) & rows_G2[:, 1].bool()

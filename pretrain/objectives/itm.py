@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...data.draws import uniform
 from ...errors import RecipeError
-from ..objective import Objective, Score, Seen, Sizes, View, Words, read_whole
+from ..objective import Objective, Score, Seen, Sizes, View, Words, answerable, read_whole
 
 
 class ImageTextMatching(Objective):
@@ -77,7 +77,7 @@ class ImageTextMatching(Objective):
             return self._score_hard(head, seen)
         targets_B = seen.view.targets[self.kind].long()
         logits_B2 = self.logits(head, seen)
-        valid_B = read_whole(seen.view)
+        valid_B = read_whole(seen.view) & seen.view.batch.present_B
         return Score(
             loss_B=F.cross_entropy(logits_B2, targets_B, reduction="none"),
             valid_B=valid_B,
@@ -88,9 +88,7 @@ class ImageTextMatching(Objective):
     def _score_hard(self, head: Any, seen: Seen) -> Score:
         """Each image with its own text, and with another that looks right, where there is one."""
         assert seen.towers is not None  # `head` refused such a model
-        valid_B = read_whole(seen.view) & seen.view.matched_B
-        if seen.view.batch.hole_B is not None:
-            valid_B = valid_B & ~seen.view.batch.hole_B
+        valid_B = answerable(seen.view)
         other_B, found_B = self._mine(seen, valid_B)
         own_B2, other_B2 = self.logits(head, seen), head(seen.towers.pair(other_B)).float()
         yes_B = torch.ones(len(own_B2), dtype=torch.long, device=own_B2.device)

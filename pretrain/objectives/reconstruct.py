@@ -96,6 +96,8 @@ class Reconstruction(Objective):
         fooling_B = through(verdict_B, verdict_BCHW, seen.said_BCHW)
         more_B = self.disc_weight * weight * fooling_B + cost_B
         told = {"verdict": verdict_B, "critic": cost_B, "balance": weight.expand_as(cost_B)}
+        there_B = seen.view.batch.present_B
+        real, fake = real[there_B], fake[there_B]
         hits = (real > 0).sum() + (fake < 0).sum()
         return more_B, told, hits, torch.full_like(hits, real.numel() + fake.numel())
 

@@ -41,7 +41,7 @@ class WordRegionAlignment(Objective):
         regions_BN = real_regions(view)
         if regions_BN is None:
             regions_BN = torch.ones_like(regions_BND[:, :, 0], dtype=torch.bool)
-        some_B = words_BL.any(1) & regions_BN.any(1)
+        some_B = words_BL.any(1) & regions_BN.any(1) & view.batch.present_B
         with torch.no_grad():
             plan_BLN = ipot(
                 cost_BLN, words_BL, regions_BN, beta=self.beta, iterations=self.iterations
