@@ -96,7 +96,7 @@ def score(
 ) -> dict[str, float]:
     """Loss and accuracy over the test data, with right and with shuffled images.
 
-    `shuffled.…` rows use another sample's image: what they lose is what the image gave. Without
+    `shuffled.…` rows use another picture: what they lose is what the image gave. Without
     `control` they are left out. `by` names a field of the records: rows `field=value.…` are of the
     samples with that value, such as the questions of one type.
     """

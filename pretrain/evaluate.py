@@ -1,8 +1,9 @@
 """Scores of a task over a whole dataset, every sample once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 
 import torch
 
@@ -12,9 +13,36 @@ from .task import Task
 
 
 def shuffled(batch: Batch) -> Batch:
-    """The batch with each row's image and arrays exchanged for its neighbour's: the control."""
-    arrays = {name: array.roll(1, 0) for name, array in batch.arrays.items()}
-    return replace(batch, image_BCHW=batch.image_BCHW.roll(1, 0), arrays=arrays)
+    """The batch with each row's image and arrays exchanged for another's: the control.
+
+    That of the row before it, or of the next one before that which shows another picture; a row
+    beside which there is none is left out.
+    """
+    shown = _pictures(batch)
+    found = {row: _other(shown, row) for row in range(batch.rows)}
+    pairs = [(row, other) for row, other in found.items() if other is not None]
+    row_S, other_S = torch.tensor(pairs, dtype=torch.long).view(-1, 2).unbind(1)
+    other_S = other_S.to(batch.image_BCHW.device)
+    arrays = {name: array[other_S] for name, array in batch.arrays.items()}
+    return replace(batch.pick(row_S), image_BCHW=batch.image_BCHW[other_S], arrays=arrays)
+
+
+def _pictures(batch: Batch) -> list[bytes]:
+    """What each row shows, in few bytes."""
+    parts = [
+        tensor.reshape(batch.rows, -1).contiguous().view(torch.uint8).cpu().numpy()
+        for tensor in (batch.image_BCHW, *batch.arrays.values())
+    ]
+    return [
+        blake2b(b"".join(part[row].tobytes() for part in parts)).digest()
+        for row in range(batch.rows)
+    ]
+
+
+def _other(shown: Sequence[bytes], row: int) -> int | None:
+    """The nearest row before this one, around the end, that shows something else."""
+    before = ((row - back) % len(shown) for back in range(1, len(shown)))
+    return next((other for other in before if shown[other] != shown[row]), None)
 
 
 def grouped(field: str) -> Callable[[Batch], Iterator[tuple[str, Batch]]]:
@@ -57,8 +85,7 @@ def evaluate(
     training = task.training
     task.eval()
     for batch in batches:
-        if (there := batch.present()).rows:
-            seen = change(there)
+        if (seen := change(batch.present())).rows:
             for prefix, part in parts(seen) if parts else [("", seen)]:
                 for name, (total, count) in task(part).sums.items():
                     totals[prefix + name][0] += float(total)

@@ -9,6 +9,7 @@ import torch
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import RecipeError
+from diptych.pretrain.evaluate import evaluate, shuffled
 from diptych.pretrain.run import Run
 from diptych.pretrain.task import Task
 
@@ -89,3 +90,31 @@ def test_a_blind_model_is_blind(stream: str, task: Make, rows: Rows) -> None:
 def test_sizes_that_cannot_be_are_refused(setting: str, small: Small) -> None:
     with pytest.raises(RecipeError):
         small("model.heads=4", setting)
+
+
+def test_the_wrong_image_is_another_picture(rows: Rows) -> None:
+    batch = rows(6)
+    plain = shuffled(batch)
+    assert torch.equal(plain.image_BCHW, batch.image_BCHW.roll(1, 0))
+    assert plain.keys == batch.keys and torch.equal(plain.tokens_BL, batch.tokens_BL)
+    image_BCHW = batch.image_BCHW[torch.tensor([0, 0, 1, 1, 1, 0])]
+    several = shuffled(replace(batch, image_BCHW=image_BCHW))
+    assert several.keys == batch.keys
+    assert torch.equal(several.image_BCHW, batch.image_BCHW[torch.tensor([1, 1, 0, 0, 0, 1])])
+
+
+def test_a_picture_is_what_a_row_shows_in_all(rows: Rows) -> None:
+    batch = rows(4)
+    blank = replace(batch, image_BCHW=torch.zeros_like(batch.image_BCHW))
+    features = torch.tensor([1, 2, 2, 3]).view(4, 1, 1).expand(4, 2, 3).half()
+    found = shuffled(replace(blank, arrays={"features": features})).arrays["features"]
+    assert found[:, 0, 0].tolist() == [3, 1, 1, 2]
+
+
+def test_a_row_without_another_picture_has_no_wrong_one(task: Make, rows: Rows) -> None:
+    batch, found = rows(4), task()
+    assert shuffled(batch.take(0, 1)).rows == 0
+    same = replace(batch, image_BCHW=batch.image_BCHW[:1].expand_as(batch.image_BCHW))
+    assert shuffled(same).rows == 0
+    whole = evaluate(found, [batch, same], change=shuffled)
+    assert whole == evaluate(found, [batch], change=shuffled)
