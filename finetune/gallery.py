@@ -18,15 +18,15 @@ from ..data.batch import Batch
 from ..data.draws import row_key
 from ..data.holes import left_out
 from ..data.index import Manifest, Shard, entries
-from ..data.loader import Recipe, once
+from ..data.loader import once
 from ..data.records import Record, scan
 from ..data.tokens import Text
-from ..data.transforms import Frame, Pixels, frame
+from ..data.transforms import Frame, frame
 from ..errors import DataError, RunError
 from ..pretrain.run import Run
 from .caption import Decoder, captions
 from .decode import beam
-from .score import Finished
+from .score import Finished, still
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,6 @@ class Caption:
     text: str
     references: tuple[str, ...]
     """What the test data say of it."""
-
-
-def still(run: Run) -> Recipe:
-    """How a sample becomes a row of a test: as in training, but cut in the middle, never flipped.
-
-    Two rows of one picture are then the same.
-    """
-    pixels = run.data.pixels
-    return replace(run.rows, pixels=Pixels(resize=pixels.resize, exact=pixels.exact))
 
 
 def batches(found: Finished, limit: int | None = None, rows: int = 64) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from ..data.batch import Batch
 from ..data.index import Manifest, open_manifest
 from ..data.loader import Recipe, once
 from ..data.tokens import Text
+from ..data.transforms import Pixels
 from ..errors import DataError, RunError
 from ..pretrain.checkpoint import Checkpoint, open_checkpoint
 from ..pretrain.evaluate import evaluate, grouped, shuffled
@@ -39,13 +40,22 @@ class Finished:
     @property
     def recipe(self) -> Recipe:
         """How a test sample becomes a row; hints are drawn of it, since caches are of others."""
-        return replace(self.run.rows, hints={})
+        return replace(still(self.run), hints={})
 
     def batches(self, limit: int | None = None, rows: int = 256) -> Iterator[Batch]:
         """Every test sample once, or the first `limit`, without those that were left out."""
         for batch in once(self.test, self.text, self.recipe, limit=limit, batch=rows):
             if (there := batch.present()).rows:
                 yield there
+
+
+def still(run: Run) -> Recipe:
+    """How a sample becomes a row of a test: as in training, but cut in the middle, never flipped.
+
+    Two rows of one picture are then the same.
+    """
+    pixels = run.data.pixels
+    return replace(run.rows, pixels=Pixels(resize=pixels.resize, exact=pixels.exact))
 
 
 def finished(
