@@ -149,7 +149,7 @@ def load(url: str, length: int) -> Text:
     `bert-base-uncased`.
 
     Raises:
-        DataError: not a tokenizer file, or one without BERT's special tokens.
+        DataError: not a tokenizer file, or one without BERT's special tokens around each text.
     """
     if url.endswith(".json"):
         return from_text(storage.read(url).decode(), length, source=url)
@@ -170,8 +170,21 @@ def from_text(text: str, length: int, *, source: str = "tokenizer.json") -> Text
     missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
     if missing:
         raise DataError(f"{source} lacks the special tokens {missing}; use a BERT-like tokenizer.")
+    _require_ends(tokenizer, source)
     if tokenizer.decoder is None:  # pieces would be said as they are: "gold ##fish"
         tokenizer.decoder = decoders.WordPiece()
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), length=length)
     tokenizer.enable_truncation(length)
     return Text(tokenizer, length)
+
+
+def _require_ends(tokenizer: Tokenizer, source: str) -> None:
+    """Refuses one that leaves out what stands for a text, and what ends it."""
+    tokenizer.no_padding()
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    if (found := tokenizer.encode("").ids) != [id for _, id in ends]:
+        raise DataError(
+            f"{source} makes {found} of an empty text, not [CLS] and [SEP]. Set "
+            "tokenizer.post_processor = tokenizers.processors.TemplateProcessing("
+            f"single='[CLS] $A [SEP]', special_tokens={ends}), and save it again."
+        )

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer, processors
 
 from diptych.data import tokens
+from diptych.errors import DataError
 
 TEXTS = [
     "an unlikely goldfish",
@@ -59,3 +61,24 @@ def test_a_file_without_a_decoder_says_words_too() -> None:
     ids, _ = text.encode(["unlike the gold"])
     assert len(ids[0].nonzero()) > 5, "its words are in pieces"
     assert text.decode(ids[0].tolist()) == "unlike the gold"
+
+
+def test_a_text_that_nothing_begins_and_ends_is_refused(tmp_path: Path) -> None:
+    bare = BertWordPieceTokenizer()
+    bare.train_from_iterator(TEXTS, vocab_size=100, show_progress=False)
+    bare.save(f"{tmp_path}/bare.json")
+    with pytest.raises(DataError, match=r"bare.json makes \[\] .*TemplateProcessing.*'\[CLS\]', 2"):
+        tokens.load(f"{tmp_path}/bare.json", 8)
+    whole = Tokenizer.from_file(f"{tmp_path}/bare.json")
+    for ends in (
+        processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        ),
+        processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2)),
+    ):
+        whole.post_processor = ends  # pyright: ignore[reportAttributeAccessIssue]
+        text = tokens.from_text(whole.to_str(), 8)
+        ids_BL, real_BL = text.encode(["the fish"])
+        assert ids_BL[0, real_BL[0]].tolist()[::3] == [2, 3]
+        again = tokens.from_text(text.tokenizer.to_str(), 5)  # as a run's folder has it, padded
+        assert again.encode([""])[0].tolist() == [[2, 3, 0, 0, 0]]
