@@ -1,16 +1,17 @@
 """What a model is: a record that builds a module which turns a view into what objectives read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from ..config import Part
+from ..data.transforms import Pixels
 from .encoder import Encoder
 from .first_stage import FirstStage
 from .frozen import Frozen
-from .objective import Denoised, Seen, Sizes, Words
+from .objective import Denoised, Objective, Seen, Sizes, Words
 
 
 class Model(Part):
@@ -86,3 +87,19 @@ class Model(Part):
     def sizes(self, words: Words) -> Sizes:
         """What the heads of objectives must fit."""
         raise NotImplementedError(f"model {self.kind!r} has no sizes")
+
+
+def require_in_place(model: Model, objectives: Sequence[Objective], pixels: Pixels) -> None:
+    """Raises ValueError where pictures are cut or flipped in which an objective learns places."""
+    placing = [objective.kind for objective in objectives if objective.places]
+    moved = {
+        "flip": pixels.flip > 0,
+        "crop": pixels.crop != "center",
+        "resize": (pixels.resize or 0) > model.image_size,
+    }
+    names = [name for name, moves in moved.items() if moves]
+    if placing and names and "image" in model.needs:
+        raise ValueError(
+            f"{placing[0]}: boxes are shares of the whole picture, which data.pixels.{names[0]}="
+            f"{getattr(pixels, names[0])} would move; leave it as it is by default"
+        )

@@ -170,6 +170,8 @@ class Objective(Part):
 
     reads: ClassVar[type] = Seen
     """What its model must give: `Seen`, `Denoised` or `Classified`."""
+    places: ClassVar[bool] = False
+    """Whether it learns where in a picture something is, of shares of the picture's sides."""
     both_ways: ClassVar[bool] = False
     """Whether it learns nothing of rows that are read from left to right."""
     weight: float = 1.0

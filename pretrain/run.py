@@ -27,7 +27,7 @@ from .ema import Ema
 from .frozen import Frozen
 from .hint import Hint
 from .mixing import mixing, require_read
-from .model import Model
+from .model import Model, require_in_place
 from .objective import Denoised, Objective, Words
 from .task import Task
 
@@ -199,6 +199,7 @@ class Run(Record):
                     f"{self.model.kind!r} gives {self.model.gives.__name__}"
                 )
             objective.check(self.objectives)
+        require_in_place(self.model, self.objectives, self.data.pixels)
         require_read(self.objectives, mixing(self.seed, self.mixing, names))
         if self.model.gives is Denoised and len(self.objectives) > 1:
             raise ValueError(f"objectives {names} would each noise the image; name one")

@@ -188,3 +188,13 @@ def test_samples_that_were_left_out_count_as_nothing(
         parts = grouped("label")
         split = evaluate(task, [replace(batch, hole_B=holes_B, fields=fields)], parts=parts)
         assert split.keys() == {p + name for name in holed for p in ("", "label=yes.")}
+
+
+@pytest.mark.parametrize("moved", ["flip=0.5", "crop=random", "resize=20"])
+def test_boxes_are_of_pictures_that_stay_whole(moved: str, small: Callable[..., Run]) -> None:
+    pixels, grounding = f"data.pixels.{moved}", "objectives=[{kind: mlm}, {kind: grounding}]"
+    with pytest.raises(RecipeError, match=f"shares of the whole picture, which {pixels} would"):
+        small(grounding, pixels)
+    assert small(grounding, "data.pixels.resize=16", "data.pixels.exact=true")
+    assert small(grounding, pixels, FOUND), "which looks at no pixels"
+    assert small(pixels)

@@ -31,6 +31,7 @@ class Grounding(Objective):
     """
 
     kind: ClassVar[str] = "grounding"
+    places: ClassVar[bool] = True
     both_ways: ClassVar[bool] = True
     way: Literal["choose", "regress"] = "regress"
 
