@@ -162,6 +162,16 @@ class Sizes:
     """Width of the vectors in `Seen.towers`; 0 where the model has none."""
 
 
+def require_regions(kind: str, sizes: Sizes) -> None:
+    """Raises RecipeError where a model has no regions for an objective to read."""
+    if not sizes.regions:
+        raise RecipeError(
+            f"objective {kind!r} reads the regions of an image, and this model has none: 'clip' "
+            "makes one vector of it, `visual: {kind: none}` sees nothing. Use model 'vlp', "
+            "'single_stream' or 'two_stream' with another visual."
+        )
+
+
 class Objective(Part):
     """A record with a weight; a method file overrides what it needs.
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diptych.data import storage, tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
-from diptych.errors import CheckpointError, ExportError, StorageError
+from diptych.errors import CheckpointError, ExportError, RecipeError, StorageError
 from diptych.finetune import clip_folder
 from diptych.finetune.clip_folder import CONFIG, WEIGHTS
 from diptych.finetune.export import clip
@@ -142,3 +142,14 @@ def test_other_models_are_refused(small: Callable[..., Run]) -> None:
         clip.require(small())
     with pytest.raises(ExportError, match="not trained with the objective 'contrastive'"):
         clip.require(small(f"model={MODEL}", "objectives=[{kind: itm}]"))
+
+
+READERS = ("prefix", "show_tell", "attend_tell", "grounding", "wra")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_reads_regions_finds_none_in_two_towers(
+    kind: str, small: Callable[..., Run], text: Text
+) -> None:
+    with pytest.raises(RecipeError, match=f"objective '{kind}' .*[uU]se model 'vlp'"):
+        small(f"model={MODEL}", f"objectives=[{{kind: {kind}}}]").task(text)

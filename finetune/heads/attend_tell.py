@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...pretrain.objective import Sizes
+from ...pretrain.objective import Sizes, require_regions
 from ..recurrent import Read, Recurrent, mean_region, memory, word_table
 
 
@@ -28,6 +28,7 @@ class AttendTell(Recurrent):
     is the loss without it."""
 
     def head(self, sizes: Sizes) -> nn.Module:
+        require_regions(self.kind, sizes)
         return Looker(sizes, self.width, self.dropout)
 
     def extra(self, read: Read, real_BN: Tensor, picked_BL: Tensor) -> Tensor:

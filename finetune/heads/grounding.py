@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import DataError
-from ...pretrain.objective import Objective, Score, Seen, Sizes, answerable, real_regions
+from ...pretrain.objective import (
+    Objective,
+    Score,
+    Seen,
+    Sizes,
+    answerable,
+    real_regions,
+    require_regions,
+)
 from ..metrics import boxes
 
 _NEAR = 0.5
@@ -36,6 +44,7 @@ class Grounding(Objective):
     way: Literal["choose", "regress"] = "regress"
 
     def head(self, sizes: Sizes) -> nn.Module:
+        require_regions(self.kind, sizes)
         return _Pointer(sizes.width, self.way == "regress")
 
     def boxes(self, head: Any, seen: Seen) -> Tensor:

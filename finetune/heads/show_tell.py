@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...pretrain.objective import Sizes
+from ...pretrain.objective import Sizes, require_regions
 from ..recurrent import Read, Recurrent, mean_region, memory, word_table
 
 
@@ -19,6 +19,7 @@ class ShowTell(Recurrent):
     kind: ClassVar[str] = "show_tell"
 
     def head(self, sizes: Sizes) -> nn.Module:
+        require_regions(self.kind, sizes)
         return Teller(sizes, self.width, self.dropout)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...data.batch import Batch
 from ...data.draws import uniform
+from ...errors import RecipeError
 from ..objective import Score, Seen, Sizes, View, Words
 from ..task import Task
 from ..wordhead import WordHead, score_words
@@ -35,6 +36,11 @@ class PrefixLanguage(Writer):
         return self.share == 1
 
     def head(self, sizes: Sizes) -> nn.Module:
+        if sizes.shared and not sizes.regions:
+            raise RecipeError(
+                "objective 'prefix' writes of an image, which the words of this model never see; "
+                "use model 'vlp', 'single_stream' or 'two_stream'."
+            )
         return WordHead(sizes.width, sizes.vocabulary, sizes.epsilon)
 
     def hide(self, view: View, words: Words) -> View:

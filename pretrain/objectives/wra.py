@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..objective import Objective, Score, Seen, View, Words, real_regions
+from ..objective import Objective, Score, Seen, Sizes, View, Words, real_regions, require_regions
 
 
 class WordRegionAlignment(Objective):
@@ -27,6 +27,10 @@ class WordRegionAlignment(Objective):
     beta: float = Field(default=0.5, gt=0)
     """Step of the proximal point method: smaller is faster and less stable."""
     iterations: int = Field(default=50, ge=1)
+
+    def head(self, sizes: Sizes) -> nn.Module:
+        require_regions(self.kind, sizes)
+        return super().head(sizes)
 
     def hide(self, view: View, words: Words) -> View:
         special = torch.tensor(words.special, device=view.tokens_BL.device)
