@@ -56,6 +56,25 @@ def test_odd_texts_are_split_as_in_java() -> None:
         assert " ".join(tokenize(text)) != tokens
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("हिन्दी वाक्य", "हिन्दी वाक्य"),
+        ("नमस्ते दुनिया। एक कुत्ता", "नमस्ते दुनिया । एक कुत्ता"),
+        ("ภาษาไทย คนหนึ่ง", "ภาษาไทย คนหนึ่ง"),
+        ("مُحَمَّد", "مُحَمَّد"),
+        ("cafe\u0301 noir", "cafe\u0301 noir"),
+        ("क\u0301क's", "क\u0301क 's"),
+        ("x\u20d7y \u2764\ufe0f love", "x y \u2764 love"),
+        ("x\u0614y", "x \u0614 y"),
+        ("a -- b ---- c", "a b c"),
+        ("a ----- b------c", "a ----- b ------ c"),
+    ],
+)
+def test_marks_and_dashes_are_as_in_java(text: str, tokens: str) -> None:
+    assert " ".join(tokenize(text)) == tokens
+
+
 def test_bleu_is_that_of_coco_caption(golden: dict[str, Any], sides: Any) -> None:
     found = bleu(*sides)
     assert found.corpus == pytest.approx(golden["bleu"], EXACT, EXACT)

@@ -7,9 +7,21 @@ compares them in capitals after they were lowered.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
-_LETTER = r"[^\W\d_\u00b2\u00b3\u00b9\u2070-\u209c\u2150-\u218b]"  # and no small digits
+# Combining marks that are letters there, such as the vowels of Hindi; others part words.
+_KEPT = """
+0300-05c7 0615-065e 0670-07f3 0900-0903 093c-094e 0951-0955 0962-09e3 0a01-0a4d 0a81-0acd 0b82-0bcd
+0c01-0c03 0c3e-0c56 0d3e-0d48 0e31-0ecd 1885-1886
+"""
+_SPANS = [[int(end, 16) for end in span.split("-")] for span in _KEPT.split()]
+_MARKS = [n for n in range(0x300, 0x10000) if unicodedata.category(chr(n)) in ("Mn", "Mc")]
+_ALONE = 0x0614  # a token
+_MARK = "".join(chr(n) for n in _MARKS if any(first <= n <= last for first, last in _SPANS))
+
+_LETTER = rf"(?:[^\W\d_\u00b2\u00b3\u00b9\u2070-\u209c\u2150-\u218b]|[{_MARK}])"  # no small digits
+_MORE = rf"(?:[^\W_]|[{_MARK}])"
 _WORD = rf"(?:{_LETTER}|\d)+"
 _PART = rf"(?:{_LETTER}+(?:-{_LETTER}+)*|\d+)"
 _NOT_IN_URL = r"""\s"<>|()"""
@@ -38,7 +50,7 @@ _RULES = [
         # Contractions.
         rf"({_LETTER}*?)((?i:n't))(?!{_LETTER})",
         rf"(?i:'(?:s|re|ve|ll|d|m))(?!{_LETTER})",
-        r"(?i:(can)(not)|(gon|wan)(na)|(got)(ta)|(lem|gim)(me))(?![^\W_])",
+        rf"(?i:(can)(not)|(gon|wan)(na)|(got)(ta)|(lem|gim)(me))(?!{_MORE})",
         rf"(?i:('t)(?:(is|was)))(?!{_LETTER})",
         # Words with an apostrophe.
         rf"(?i:'n|'em|'till?|'cause|'[2-9]0s|ol'|somethin'|dunkin'|[dl]')(?!{_LETTER})|'\d\d(?!\S)",
@@ -63,16 +75,17 @@ _RULES = [
         r"<(?:[!?][A-Za-z-][^>]*|/[A-Za-z][\w:.-]*|[A-Za-z][\w:.-]*"
         r"""(?: +[A-Za-z][\w:.-]*(?: *= *(?:'[^']*'|"[^"]*"))?)*) */?>""",
         rf"https?://[^{_NOT_IN_URL}]*[^{_URL_END}]",
-        rf"(?:{_WORD}\.)+(?:com|net|org|edu)(?:/(?:[^{_NOT_IN_URL}]*[^{_URL_END}])?)?(?![^\W_])",
+        rf"(?:{_WORD}\.)+(?:com|net|org|edu)(?:/(?:[^{_NOT_IN_URL}]*[^{_URL_END}])?)?(?!{_MORE})",
         rf"[^\W_](?:[\w.+-]*)@(?:{_WORD}[.-])*{_WORD}",
         r"@[A-Za-z_]\w*|#[A-Za-z]+",
-        r">?[:;=](?:['o-])?[()](?![^\W_])|[:;=]-?[DPpO3\[\]{](?![^\W_])|\^_\^",
+        rf">?[:;=](?:['o-])?[()](?!{_MORE})|[:;=]-?[DPpO3\[\]{{](?!{_MORE})|\^_\^",
         # The rest.
         r"[!?]+|\*+|_+|#+|-+|\.{3,}|<<|>>|[^\w\s]|\w",
     )
 ]
 _PLAIN = str.maketrans(
     {
+        **{chr(n): " " for n in _MARKS if chr(n) not in _MARK and n != _ALONE},
         **dict.fromkeys("\u2018\u2019\u201b\u2039\u203a", "'"),
         **dict.fromkeys("\u201c\u201d\u00ab\u00bb\u0093\u0094", '"'),
         **dict.fromkeys("\u2012\u2013\u2014\u2015\u2043", " -- "),
@@ -93,7 +106,7 @@ _PLAIN = str.maketrans(
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 _ENTITY = re.compile("|".join(_ENTITIES))
 _BRACKETS = {"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_LEFT_OUT = re.compile(r"""['"`.?!,:;]|-+|\.{3,}""")
+_LEFT_OUT = re.compile(r"""['"`.?!,:;]|-{1,4}|\.{3,}""")
 
 
 def tokenize(caption: str) -> list[str]:
