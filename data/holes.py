@@ -72,6 +72,16 @@ class Holes:
         name = storage.name(self.plan.sources[ref.source].manifest.shards[ref.shard].url)
         return self.quarantined.get((ref.source, name, key))
 
+    def reasons(self) -> dict[str, str]:
+        """Why samples are left out, by `shard/key` as batches have it."""
+        names = [f"{source.name}/" if source.name else "" for source in self.plan.sources]
+        named = {
+            f"{names[number]}{shard}/{key}": f"in quarantine: {reason}"
+            for (number, shard, key), reason in self.quarantined.items()
+        }
+        with self._lock:
+            return {f"{hole.shard}/{hole.key}": hole.reason for hole in self._met.values()} | named
+
     def admit(self, ref: Ref, key: str, offset: int, fault: ShardError) -> None:
         """Puts a damaged sample on record and lets the run go on.
 
