@@ -137,6 +137,7 @@ class Writer:
             everyone += self._listed(
                 storage.join(place, f"attempt-{self.attempt}/rank-{rank}.json")
             )
+        self._count_holes(snapshot.step)
         form.commit(
             self.run,
             snapshot.step,
@@ -153,6 +154,14 @@ class Writer:
             },
         )
         form.retain(self.run, self.keep)
+
+    def _count_holes(self, step: int) -> None:
+        """Refuses a checkpoint up to which all ranks together passed the budget of `data.faults`.
+
+        Each rank has stored its page before its list. What rank 0 alone met it has counted.
+        """
+        if self.journal.holes and self.world > 1:
+            self.journal.holes.count(journal.met(self.run, step, self.attempt))
 
     def _listed(self, url: str) -> list[Slice]:
         self._await(url)

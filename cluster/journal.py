@@ -94,6 +94,13 @@ def holes(place: RunDir, until: int | None = None) -> list[Hole]:
     return list({(row["shard"], row["key"]): Hole(**row) for row in rows}.values())
 
 
+def met(run: str, step: int, attempt: int) -> list[Hole]:
+    """The damaged samples on all ranks' pages of one checkpoint."""
+    folder, mine = storage.join(run, "holes"), f"{step:08d}-{attempt:04d}-"
+    names = [name for name in storage.children(folder) if name.startswith(mine)]
+    return [Hole(**row) for n in names for row in json.loads(storage.read(f"{folder}/{n}"))]
+
+
 def ledger(place: RunDir) -> dict[tuple[int, int, int], int]:
     """Digest of the keys that a rank trained on, by (attempt, step, rank)."""
     found: dict[tuple[int, int, int], int] = {}

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import Field
@@ -18,7 +18,7 @@ from ..config import Record
 from ..errors import DataError, ShardError
 from . import storage
 from .index import Manifest, open_lines
-from .plan import Plan, Ref
+from .plan import Plan, Ref, Source
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -46,10 +46,15 @@ class Hole(NamedTuple):
 class Holes:
     """What is left out of one rank's batches; `found` collects what this process has met.
 
+    The budget is the whole run's: `count` tells of what earlier attempts and other ranks have met.
+
     Args:
         plan: the plan of the run.
         budget: None lets nothing pass.
         known: holes of earlier attempts at the run; they count against the budget.
+
+    Raises:
+        DataError: a report, when those pass the budget of a shard or a source.
     """
 
     def __init__(
@@ -63,7 +68,8 @@ class Holes:
         }
         self.found: list[Hole] = []
         self._lock = threading.Lock()
-        self._met = {(hole.shard, hole.key): hole for hole in known}
+        self._met: dict[tuple[str, str], Hole] = {}
+        self.count(known)
 
     def reason(self, ref: Ref, key: str) -> str | None:
         """Why a sample is in quarantine; None if it is not."""
@@ -97,6 +103,19 @@ class Holes:
             self.found.append(hole)
             self._require(ref, fault)
 
+    def count(self, others: Sequence[Hole]) -> None:
+        """Counts what others have met, too; a sample counts once, whoever met it.
+
+        Raises:
+            DataError: a report, when the budget of a shard or a source is passed.
+        """
+        with self._lock:
+            for hole in others:
+                self._met.setdefault((hole.shard, hole.key), hole)
+            met = Counter(hole.shard for hole in self._met.values())
+            for source in self.plan.sources if met else ():
+                self._require_source(source, met)
+
     def turn(self) -> list[Hole]:
         """The holes found since the last call."""
         with self._lock:
@@ -123,6 +142,19 @@ class Holes:
         for where, (met, allowed) in counts.items():
             if met > allowed:
                 raise DataError(self._report(where, met, allowed)) from fault
+
+    def _require_source(self, source: Source, met: Mapping[str, int]) -> None:
+        """Holds the damaged samples of each shard, by its label, against the budgets."""
+        prefix, total = f"{source.name}/" if source.name else "", 0
+        for shard in source.manifest.shards:
+            label = prefix + storage.name(shard.url)
+            here, allowed = met.get(label, 0), math.floor(self.budget.shard * shard.samples)
+            total += here
+            if here > allowed:
+                raise DataError(self._report(label, here, allowed))
+        allowed = math.floor(self.budget.source * source.manifest.samples)
+        if total > allowed:
+            raise DataError(self._report(source.manifest.url, total, allowed))
 
     def _report(self, where: str, met: int, allowed: int) -> str:
         shards = Counter(hole.shard for hole in self._met.values()).most_common(3)

@@ -2,24 +2,31 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from diptych.cluster import ledger
+from diptych.cluster.checkpoint import Snapshot, Writer
+from diptych.cluster.journal import Journal, Page
 from diptych.data import fetch, index, storage
 from diptych.data.holes import Budget, Hole, Holes, quarantine, quarantined
 from diptych.data.index import Manifest
 from diptych.data.loader import Loader, Recipe
 from diptych.data.pack import Sample
-from diptych.data.plan import Plan
+from diptych.data.plan import Plan, Ref, Source
 from diptych.data.tokens import Text
 from diptych.errors import DataError, ShardError
 from diptych.finetune import gallery, ngram_table
 from diptych.finetune.decode import greedy
 from diptych.finetune.score import Finished, majority
 from diptych.finetune.vocabulary import records
+from diptych.pretrain.checkpoint import steps
 from diptych.pretrain.run import Run
+from diptych.pretrain.rundir import RunDir
 
 Samples = Callable[..., list[Sample]]
 Dataset = Callable[..., Manifest]
@@ -74,6 +81,52 @@ def test_a_passed_budget_stops_with_a_report(broken: Manifest, text: Text) -> No
         list(Loader(plan, text, RECIPE, stop=5, holes=holes))
     with pytest.raises(ShardError, match="cannot be decoded"):
         list(Loader(plan, text, RECIPE, stop=5))
+
+
+def test_holes_of_earlier_attempts_are_held_against_the_budget_at_once(broken: Manifest) -> None:
+    plan = Plan([Source(broken, 1.0, "set")], 0, 12)
+    known = [Hole("set/00000.tar", f"{n:06d}", 0, "earlier") for n in range(2)]
+    with pytest.raises(DataError, match=r"set/00000\.tar: 2 damaged samples, 1 are allowed"):
+        Holes(plan, Budget(shard=0.05, source=1), known)
+    with pytest.raises(DataError, match=r"set/index: 2 damaged samples, 1 are allowed"):
+        Holes(plan, Budget(shard=1, source=0.02), known)
+    Holes(plan, Budget(shard=0.1, source=0.04), known)
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+def test_the_budget_is_that_of_all_ranks_together(
+    allowed: int, broken: Manifest, text: Text, tmp_path: Path
+) -> None:
+    """Each meets one; no checkpoint is made of more than both may. Told twice, it counts once."""
+    plan, run = Plan(broken, 0, 12), str(tmp_path / "run")
+    attempt = ledger.begin(RunDir(run), 0, 2)
+    budget = Budget(shard=1, source=allowed / 60)
+    writers = [
+        Writer(
+            run=run, recipe="r", rank=rank, world=2, attempt=attempt, keep=9,
+            journal=Journal(rank), stream=plan.state, timeout_s=2,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for writer, mine in zip(writers, ((0,), (0, 2)) if allowed == 2 else ((0,), (2,)), strict=True):
+        writer.journal.holes = holes = Holes(plan, budget)
+        for shard in mine:
+            key = f"{shard * 20 + 5:06d}"
+            holes.admit(Ref(0, 0, 0, 0, shard, 5), key, 0, ShardError(f"{key} is damaged"))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda writer: writer.write(empty(5, writer.journal.turn())), writers))
+    if allowed == 2:
+        assert writers[0].fault is writers[1].fault is None
+        assert steps(run) == [5]
+        return
+    assert steps(run) == []
+    with pytest.raises(DataError, match=r"2 damaged samples, 1 are allowed.*000045 is damaged"):
+        writers[0].raise_fault()
+
+
+def empty(step: int, page: Page) -> Snapshot:
+    nothing: dict[str, Any] = {"live": [], "pieces": [], "shapes": {}, "base": None, "ready": None}
+    return Snapshot(step=step, optimiser_step=0.0, page=page, **nothing)
 
 
 def test_a_quarantined_sample_is_left_out_and_all_else_stays(broken: Manifest, text: Text) -> None:
