@@ -89,11 +89,15 @@ class Hints:
                 span = range(block.first, block.first + block.samples)
                 records = [lines.entry(position).record for position in span]
                 self._held[place] = cache.hold(shard, records)
-                while sum(len(held.data) for held in self._held.values()) > _MEMORY:
+                while len(self._held) > 1 and self._bytes > _MEMORY:
                     self._held.popitem(last=False)
             self._held.move_to_end(place)
             held = self._held[place]
         return _array(held.of(record), name, cache)
+
+    @property
+    def _bytes(self) -> int:
+        return sum(len(held.data) for held in self._held.values())
 
 
 def _open(plan: Plan, name: str, one: Wanted) -> list[Cache]:

@@ -127,6 +127,23 @@ def test_hints_do_not_depend_on_the_world_size(
         assert torch.equal(hints["soft_edges"], two[key][1]["soft_edges"])
 
 
+def test_a_block_larger_than_the_memory_is_read_all_the_same(
+    text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are long where those of most blocks are short, so their mean does not tell."""
+    urls = [str(tmp_path / "set" / f"{number:05d}.tar") for number in range(2)]
+    for url, part in zip(urls, (samples(4, width=800), samples(48)[4:]), strict=True):
+        storage.write(url, tar(part))
+    source = index.build(urls)
+    wanted = {"canny": cached(source, Canny(), tmp_path / "canny", 32)}
+    expected = loaded(source, text, wanted, resize=32)
+    monkeypatch.setattr("diptych.data.hints._MEMORY", 50_000)
+    found = loaded(source, text, wanted, resize=32)
+    assert any(key.partition(" ")[2].startswith("00000.tar") for key in found)
+    for key, (_, pictures) in expected.items():
+        assert torch.equal(found[key][1]["canny"], pictures["canny"])
+
+
 def test_a_cache_of_another_size_or_hint_is_refused(
     source: Manifest, text: Text, tmp_path: Path
 ) -> None:
