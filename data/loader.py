@@ -180,7 +180,7 @@ class Loader:
         shard, key = self.plan.label(ref), record.key
         draw = draws.row_key(self.recipe.seed, ref.epoch, shard, key)
         hole = Row(f"{shard}/{key}", draw, "", {}, hole=True, source=ref.source)
-        if self.holes.reason(ref, key):
+        if self.holes.reason(ref, key) is not None:
             image_CHW.fill(255)
             return hole
         try:

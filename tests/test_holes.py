@@ -133,7 +133,7 @@ def test_a_quarantined_sample_is_left_out_and_all_else_stays(broken: Manifest, t
     plan, allow = Plan(broken, 0, 12), Budget(shard=1, source=1)
     before = dict(Loader(plan, text, RECIPE, stop=5, holes=Holes(plan, allow)))
     hole = quarantine(broken, "00001.tar", "000033", "loss spike")
-    quarantine(broken, "00001.tar", "000034", "also")
+    quarantine(broken, "00001.tar", "000034", "")
     assert quarantined(broken)[0] == hole
     after = dict(Loader(plan, text, RECIPE, stop=5, holes=Holes(plan, allow)))
     for step, batch in after.items():
