@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,12 +111,15 @@ class Plan:
     @property
     def steps_per_epoch(self) -> float:
         """Steps after which every source has been seen once or more, dropped samples aside."""
-        rows = max(
-            source.manifest.samples * len(self.mix.pattern) / slots
-            for source, slots in zip(self.sources, self.mix.slots, strict=True)
+        cycle, slots = len(self.mix.pattern), self.mix.slots.tolist()
+        samples = [source.manifest.samples for source in self.sources]
+        kept = [int(table.counts_NB.sum()) for table in self.tables] or samples
+        rows = max(Fraction(n * cycle, share) for n, share in zip(samples, slots, strict=True))
+        trained = sum(
+            rows * Fraction(share * keeps, cycle * n)
+            for n, keeps, share in zip(samples, kept, slots, strict=True)
         )
-        kept = sum(int(table.counts_NB.sum()) for table in self.tables) or self.samples
-        return rows * kept / self.samples / self.batch
+        return float(trained / self.batch)
 
     @property
     def data(self) -> str:

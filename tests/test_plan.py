@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,13 +191,22 @@ def mixed(draw: st.DrawFn) -> Callable[[], Plan]:
     return make
 
 
-def indexed(folder: str, counts: list[int], sample_bytes: int, rng: random.Random) -> Manifest:
+SIZES = ((64, 64), (90, 60), (60, 90), (120, 50), (8, 8))
+
+
+def indexed(
+    folder: str,
+    counts: list[int],
+    sample_bytes: int,
+    rng: random.Random,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> Manifest:
     """A dataset that has an index and no tars: the plan never reads those."""
     shards = []
     for number, count in enumerate(counts):
         lines = b""
         for place in range(count):
-            width, height = rng.choice([(64, 64), (90, 60), (60, 90), (120, 50), (8, 8)])
+            width, height = rng.choice(sizes)
             row = {"key": f"{place:03d}", "members": {"jpg": [place * 100, 100, 0]}}
             row |= {"text": rng.randrange(20), "width": width, "height": height}
             lines += json.dumps(row).encode() + b"\n"
@@ -363,6 +373,25 @@ def test_dropping_leaves_too_few_is_an_error() -> None:
     source = Source(indexed(tempfile.mkdtemp(), [30], 1000, random.Random(1)))
     with pytest.raises(DataError, match="samples that fit a bucket cannot fill a batch of 30"):
         Plan((source,), 0, 30, buckets=Buckets(sizes=((64, 64),)))
+
+
+@pytest.mark.parametrize("weights", [(9, 1), (1, 1), (1, 9)])
+def test_an_epoch_of_a_mix_is_over_when_each_source_was_seen(
+    weights: tuple[int, int], tmp_path: Path
+) -> None:
+    """Of one source all is kept, of the other a tenth: each counts by its share of the rows."""
+    draw, sizes = random.Random(2), [(64, 64)] + [(8, 8)] * 9
+    whole = indexed(str(tmp_path / "whole"), [400], 1000, draw, [(64, 64)])
+    rest = indexed(str(tmp_path / "rest"), [400], 1000, draw, sizes)
+    sources = [Source(whole, weights[0], "whole"), Source(rest, weights[1], "rest")]
+    plan = Plan(sources, 0, 10, buckets=Buckets(sizes=((64, 64),)))
+    unseen, step = {place for place, bucket in labels(plan).items() if bucket >= 0}, 0
+    while unseen:
+        unseen -= {(ref.source, ref.shard, ref.position) for ref in plan.step(step)}
+        step += 1
+    assert plan.steps_per_epoch == pytest.approx(step, rel=0.03)
+    alone = Plan(sources[1:], 0, 10, buckets=plan.buckets)
+    assert alone.steps_per_epoch == kept(sources[1], plan.buckets) / 10
 
 
 def test_a_huge_source_costs_what_its_groups_cost() -> None:
