@@ -2,18 +2,21 @@
 
 A window's blocks are fetched once, kept while steps need them, and dropped when the stream has left
 the window. A few rows are fetched alone: those of the first steps, so that training begins before a
-window is here, and a rare bucket's leftovers, whose window is long gone.
+window is here, a rare bucket's leftovers, whose window is long gone, and those of blocks that are
+far larger than most of their source.
 """
 
 import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
 
 from . import fetch, storage
 from .index import Entry, LineCache
+from .order import BLOCK_BYTES
 from .plan import Plan, Ref
 from .records import Record
 
@@ -21,6 +24,8 @@ Place = tuple[int, int, int, int]
 """(source, epoch, window, block) of a block in memory."""
 _PLACE = itemgetter(slice(4))
 """The place of a `Ref`."""
+_LARGE = 4 * BLOCK_BYTES
+"""Bytes beyond which a block is not read whole: its samples are larger than the mean by as much."""
 
 
 class Raw(NamedTuple):
@@ -31,6 +36,17 @@ class Raw(NamedTuple):
     record: Record
     blobs: dict[str, memoryview]
     """Bytes of each member, by extension."""
+
+
+@dataclass
+class _Read:
+    """Bytes that are here or on their way."""
+
+    bytes: int
+    """How many; about, until the index lines were looked at."""
+    future: Future[tuple[int, memoryview]] = field(init=False)
+    whole: bool = True
+    """False of a block that proved too large: there is none of it, its samples are read alone."""
 
 
 class Blocks:
@@ -57,8 +73,8 @@ class Blocks:
         self.beside, self.apart = tuple(beside), apart
         self.plan, self.pool, self.limit, self.stop = plan, pool, limit, stop
         self.lines = [LineCache(source.manifest) for source in plan.sources]
-        self._blocks: dict[Place, Future[tuple[int, memoryview]]] = {}
-        self._alone: dict[Ref, Future[tuple[int, memoryview]]] = {}
+        self._blocks: dict[Place, _Read] = {}
+        self._alone: dict[Ref, _Read] = {}
         self._newest: dict[int, list[tuple[int, int]]] = {}
         self._mean = [
             order.block_samples * source.manifest.bytes // source.manifest.samples
@@ -72,8 +88,9 @@ class Blocks:
 
     @property
     def held(self) -> int:
-        """Bytes of blocks that are here or on their way, about."""
-        return sum(self._mean[place[0]] for place in self._blocks)
+        """Bytes that are here or on their way, about."""
+        reads = [*self._blocks.values(), *self._alone.values()]  # at once: other threads take some
+        return sum(read.bytes for read in reads)
 
     def want(self, refs: Sequence[Ref], *, hurry: bool = False) -> None:
         """Starts reading what is not here yet; in a hurry, large blocks are left for later."""
@@ -83,17 +100,20 @@ class Blocks:
             self._enter(source, epoch, window)
         if self.apart:
             return
-        missing = {place for place in map(_PLACE, refs) if place not in self._blocks}
-        if not missing:
-            return
-        hurry = hurry and sum(self._mean[place[0]] for place in missing) > 16 << 20
+        sizes = {
+            place: self._about(place)
+            for place in {*map(_PLACE, refs)}
+            if place not in self._blocks or not self._blocks[place].whole
+        }
+        hurry = hurry and sum(self._mean[place[0]] for place in sizes) > 16 << 20
         for ref in refs:
-            if ref[:4] in self._blocks:
+            if ref[:4] not in sizes:
                 continue
-            if hurry or ref[1:3] < self._newest[ref.source][0]:
-                self._alone[ref] = self.pool.submit(self._read_alone, ref)
+            old, known = ref[1:3] < self._newest[ref.source][0], ref[:4] in self._blocks
+            if hurry or old or known or sizes[ref[:4]] > _LARGE:
+                self._alone[ref] = self._read_alone(ref)
             else:
-                self._blocks[ref[:4]] = self.pool.submit(self._read, ref.source, ref.block)
+                self._blocks[ref[:4]] = self._read_whole(ref, sizes.pop(ref[:4]))
 
     def raw(self, ref: Ref) -> Raw:
         """A visit's sample; waits for its bytes."""
@@ -108,9 +128,7 @@ class Blocks:
             lines = self.lines[mine[0].source].of(mine[0].shard)
             url = self._url(mine[0].source, mine[0].shard)
             for ref in mine:
-                alone = self._alone.pop(ref, None)
-                future = alone or block or self.pool.submit(self._read_alone, ref)
-                start, data = future.result()
+                start, data = self._wait(ref, block)
                 found.append(_cut(url, lines.entry(ref.position).record, start, data))
         return found
 
@@ -140,6 +158,8 @@ class Blocks:
         """Drops the blocks of windows that no step after the one with `refs` will ask for."""
         for blocks in self.beside:
             blocks.forget(refs)
+        for ref in refs:  # nobody took those of samples that are left out
+            self._alone.pop(ref, None)
         windows = {ref[:3] for ref in refs}
         for source in {window[0] for window in windows}:
             oldest = min(window[1:] for window in windows if window[0] == source)
@@ -153,14 +173,46 @@ class Blocks:
         known = self._newest.get(source, [])
         self._newest[source] = sorted({*known, (epoch, window)})[-2:]
 
-    def _read(self, source: int, number: int) -> tuple[int, memoryview]:
+    def _about(self, place: Place) -> int:
+        """Bytes of a block, if its samples are as large as those of its shard are on average."""
+        block = self.plan.orders[place[0]].block(place[3])
+        shard = self.plan.sources[place[0]].manifest.shards[block.shard]
+        return block.samples * shard.bytes // shard.samples
+
+    def _wait(self, ref: Ref, block: _Read | None) -> tuple[int, memoryview]:
+        """Bytes with a visit's sample, and where in its shard they begin."""
+        if alone := self._alone.pop(ref, None):
+            return alone.future.result()
+        if block:
+            found = block.future.result()
+            if block.whole:
+                return found
+        return self._read_alone(ref).future.result()
+
+    def _read_alone(self, ref: Ref) -> _Read:
+        shard = self.plan.sources[ref.source].manifest.shards[ref.shard]
+        read = _Read(shard.bytes // shard.samples)
+        read.future = self.pool.submit(self._sample, ref, read)
+        return read
+
+    def _read_whole(self, ref: Ref, about: int) -> _Read:
+        read = _Read(about)
+        read.future = self.pool.submit(self._block, ref.source, ref.block, read)
+        return read
+
+    def _block(self, source: int, number: int, read: _Read) -> tuple[int, memoryview]:
         block = self.plan.orders[source].block(number)
         lines = self.lines[source].of(block.shard)
         first, last = lines.span(block.first, block.first + block.samples)
+        read.whole = last - first <= _LARGE
+        read.bytes = last - first if read.whole else 0
+        if not read.whole:
+            return first, memoryview(b"")
         return first, self._span(source, block.shard, first, last)
 
-    def _read_alone(self, ref: Ref) -> tuple[int, memoryview]:
+    def _sample(self, ref: Ref, read: _Read) -> tuple[int, memoryview]:
         first, last = self.record(ref).span()
+        read.bytes = last - first
         return first, self._span(ref.source, ref.shard, first, last)
 
     def _span(
