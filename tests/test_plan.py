@@ -191,7 +191,7 @@ def mixed(draw: st.DrawFn) -> Callable[[], Plan]:
     return make
 
 
-SIZES = ((64, 64), (90, 60), (60, 90), (120, 50), (8, 8))
+PICTURES = ((64, 64), (90, 60), (60, 90), (120, 50), (8, 8))
 
 
 def indexed(
@@ -199,7 +199,7 @@ def indexed(
     counts: list[int],
     sample_bytes: int,
     rng: random.Random,
-    sizes: Sequence[tuple[int, int]] = SIZES,
+    sizes: Sequence[tuple[int, int]] = PICTURES,
 ) -> Manifest:
     """A dataset that has an index and no tars: the plan never reads those."""
     shards = []
