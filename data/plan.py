@@ -84,10 +84,11 @@ class Plan:
             Order(source.manifest, f"{seed}/{number}" if number else seed, shuffle=shuffle)
             for number, source in enumerate(mixed)
         ]
-        for source in mixed:
+        for source, slots in zip(mixed, self.mix.slots.tolist(), strict=True):
             if source.loss is not None:  # a few samples on purpose, seen again and again
                 continue
-            self._require(source.manifest.samples, source.manifest.url)
+            rows = -(-batch * slots // len(self.mix.pattern))
+            self._require(source.manifest.samples, source.manifest.url, rows=rows)
         self._sorted = functools.lru_cache(2)(self._rows_of)
         self.tables: list[Table] = []
         self._paging: Paging | None = None
@@ -215,11 +216,14 @@ class Plan:
         ]
         self._paging = Paging(self.mix, self.orders, self.tables, labels, self.batch)
 
-    def _require(self, samples: int, where: str, which: str = "") -> None:
-        if samples < self.batch:
+    def _require(self, samples: int, where: str, which: str = "", rows: int | None = None) -> None:
+        """Refuses samples that cannot fill a batch, or the `rows` of it that are theirs."""
+        rows = self.batch if rows is None else rows
+        if samples < rows:
+            share = f"its {rows} rows of " if rows < self.batch else ""
             raise DataError(
-                f"{where}: {samples} samples {which}cannot fill a batch of {self.batch}. "
-                "Lower the batch, or add samples."
+                f"{where}: {samples} samples {which}cannot fill {share}a batch of {self.batch}. "
+                f"Lower the batch{' or its weight' if share else ''}, or add samples."
             )
 
 

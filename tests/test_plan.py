@@ -138,6 +138,16 @@ def test_too_few_samples_are_an_error_that_gives_both_numbers() -> None:
         Plan((), 0, 1)
 
 
+def test_a_small_source_of_a_mix_fills_its_own_rows_alone() -> None:
+    large, small = manifest([600]), manifest([7])
+    plan = Plan([Source(large, 15, "large"), Source(small, 1, "small")], 0, 100)
+    for step in range(20):
+        mine = [ref for ref in plan.step(step) if ref.source == 1]
+        assert len(mine) in (6, 7)
+    with pytest.raises(DataError, match=r"7 samples cannot fill its 13 rows of .* its weight"):
+        Plan([Source(large, 7, "large"), Source(small, 1, "small")], 0, 100)
+
+
 def test_a_world_that_does_not_divide_the_batch_is_an_error() -> None:
     with pytest.raises(DataError, match="6 rows cannot be cut into 4 equal parts"):
         Plan(manifest([30]), 0, 6).rows(0, 0, 4)
