@@ -33,7 +33,7 @@ def caption(
     beams: Annotated[int, typer.Option(min=1, help="Of beam search.")] = 5,
     share: Annotated[float, typer.Option(min=0, max=1, help="Of nucleus sampling.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of nucleus sampling.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of nucleus sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of nucleus sampling.")] = 0,
     references: Annotated[
         str | None, typer.Option(help="`txt` or a JSON field: a text or a list of them.")
     ] = None,

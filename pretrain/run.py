@@ -165,7 +165,7 @@ class Run(Record):
     steps: int = Field(default=1000, ge=1, le=MOST_STEPS)
     epochs: float | None = Field(default=None, gt=0, le=MOST_STEPS)
     """Passes over the data, instead of `steps`."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     control: Annotated[Control, _part(Control, "control")] | None = None
     """Train this beside the model of `start_from`, and nothing else: ControlNet, T2I-Adapter."""
     start_from: str | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -344,7 +345,7 @@ def test_any_text_round_trips(answers: list[str], field: str) -> None:
 @given(
     lr=st.floats(0, 1e300, exclude_min=True, allow_nan=False),
     betas=st.tuples(st.floats(-1e9, 1e9), st.floats(0, 1)),
-    seed=st.integers(0, 2**80),
+    seed=st.integers(0, 2**64 - 1),
 )
 def test_any_number_round_trips(lr: float, betas: tuple[float, float], seed: int) -> None:
     values = plain(vlp_easy())
@@ -352,6 +353,15 @@ def test_any_number_round_trips(lr: float, betas: tuple[float, float], seed: int
     values["optim"] |= {"lr": lr, "betas": betas}
     run = parse_run(values, KINDS, source="x")
     assert from_text(to_yaml(run)) == run
+
+
+@pytest.mark.parametrize("setting", ["seed", "samples.how.seed"])
+def test_a_seed_that_no_generator_takes_is_refused(setting: str) -> None:
+    """Before any worker is: torch's generators take 64 bits."""
+    torch.Generator().manual_seed(2**64 - 1)
+    revise(plain(vlp_easy()), [f"{setting}={2**64 - 1}"], KINDS, source="x")
+    with pytest.raises(RecipeError, match=rf"{setting}.*less than 18446744073709551616"):
+        revise(plain(vlp_easy()), [f"{setting}={2**64}"], KINDS, source="x")
 
 
 def scattered(value: Any, draw: random.Random) -> Any:

@@ -56,7 +56,7 @@ class Wishes(Record):
     zoom: float = Field(default=1.0, ge=1)
     """Pictures are resized to so much of the model's size, then cropped at random. Above 1 those
     that the base drew are enlarged, and so blurred."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
 
     @property
     def subject_prompt(self) -> str:

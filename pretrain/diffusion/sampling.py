@@ -39,7 +39,7 @@ class Sampling(Record):
     for diffusion and `euler` for flows."""
     eta: float = Field(default=0.0, ge=0)
     """Of DDIM: 0 draws nothing between the steps, 1 as much as DDPM."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     size: tuple[int, int] | None = None
     """(width, height) in pixels; the model's own by default."""
     negative: str = ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class Grid(Encoder):
     """A .safetensors file or its folder; without, the backbone stays as `seed` draws it."""
     backbone: str = "resnet18"
     """Its name in timm."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**64)
 
     _whole = field_validator("weights")(whole)
 
