@@ -23,6 +23,8 @@ from diptych.finetune.recipes import find
 from diptych.finetune.sample import painter
 from diptych.pretrain.diffusion.guidance import classifier_gradient
 from diptych.pretrain.diffusion.sampling import Sampling
+from diptych.pretrain.diffusion.schedules import Schedule
+from diptych.pretrain.diffusion.targets import Predict
 from diptych.pretrain.objectives import DenoisingDiffusion, RectifiedFlow
 from diptych.pretrain.optim import adamw
 from diptych.pretrain.recipes import vlp_easy
@@ -86,16 +88,16 @@ def mixture(objective: DenoisingDiffusion, predict: str) -> tuple[Any, Any]:
     """(network, classifier) of an even mixture of N(WAY, 0.25 I) and N(-WAY, 0.25 I)."""
     table = objective.schedule.alphas_bar()
 
-    def known(x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def known(x: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         a = table[int(time_B[0].round())]
         whole = 0.25 * a + 1 - a
         side_B = 2 * a.sqrt() / whole * (x * WAY).flatten(1).sum(1)
-        middle = a.sqrt() * torch.tanh(side_B / 2)[:, None, None, None] * WAY
-        return a, side_B, (1 - a).sqrt() / whole * (x - middle)
+        middle = torch.tanh(side_B / 2)[:, None, None, None] * WAY
+        noise = (1 - a).sqrt() / whole * (x - a.sqrt() * middle)
+        return a, side_B, noise, ((1 - a) * middle + 0.25 * a.sqrt() * x) / whole
 
     def ask(x: Tensor, time_B: Tensor) -> Tensor:
-        a, _, noise = known(x, time_B)
-        x0 = (x - (1 - a).sqrt() * noise) / a.sqrt()
+        a, _, noise, x0 = known(x, time_B)
         return {"epsilon": noise, "x0": x0, "v": a.sqrt() * noise - (1 - a).sqrt() * x0}[predict]
 
     def logits(x: Tensor, time_B: Tensor) -> Tensor:
@@ -133,6 +135,24 @@ def test_a_pull_gives_the_class_of_a_mixture(sampler: str, steps: int, predict: 
     )  # fmt: skip
     sides = (hard * WAY).flatten(1).sum(1) * torch.tensor([1, -1]).repeat(500)
     assert float(sides.mean()) > 1.1 * float(WAY.square().sum())  # beyond: of greater certainty
+
+
+@pytest.mark.parametrize("predict", ["v", "x0"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "DPMSolverMultistepScheduler"])
+def test_a_pull_begins_after_noise_alone(sampler: str, predict: Predict) -> None:
+    """At zero terminal SNR no noise that a network is said to see moves the image."""
+    objective = DenoisingDiffusion(predict=predict, schedule=Schedule(zero_terminal_snr=True))
+    ask, logits = mixture(objective, predict)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(name: str) -> Tensor:
+        return torch.randn(200, 1, 2, 2, dtype=torch.float64, generator=generator)
+
+    found = objective.sample(
+        ask, normal("start"), Sampling(steps=60, sampler=sampler), normal,
+        classifier_gradient(logits, torch.zeros(200, dtype=torch.long)),
+    )  # fmt: skip
+    torch.testing.assert_close(found.mean(0, keepdim=True), WAY, atol=0.15, rtol=0)
 
 
 # Trained.

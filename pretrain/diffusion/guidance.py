@@ -79,14 +79,16 @@ def classifier_guided(
 ) -> Model:
     """A model whose noise is noise - sqrt(1 - a) gradient, for DDIM (Dhariwal and Nichol, alg. 2).
 
+    Where x is noise alone (zero terminal SNR) nothing is pulled: no noise moves the image there.
     Ancestral sampling takes the gradient itself: `samplers.ddpm(gradient=...)`.
     """
 
     def guided(x: Tensor, rows_B: Tensor) -> Tensor:
         a_B = alphas_bar_T.to(x.device)[rows_B.round().long()]  # some schedulers' are between two
-        spread = per_row((1 - a_B).sqrt(), x)
-        noise = parts(predict, model(x, rows_B), x, a_B).noise - spread * gradient(x, rows_B)
-        return target(predict, parts("epsilon", noise, x, a_B).x0, noise, a_B)
+        said, spread = model(x, rows_B), per_row((1 - a_B).sqrt(), x)
+        noise = parts(predict, said, x, a_B).noise - spread * gradient(x, rows_B)
+        pulled = target(predict, parts("epsilon", noise, x, a_B).x0, noise, a_B)
+        return torch.where(per_row(a_B, x) > 0, pulled, said)
 
     return guided
 
