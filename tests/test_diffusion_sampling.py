@@ -1,8 +1,10 @@
 """Samplers and guidance: step for step against diffusers, and on Gaussians known in closed form."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -11,8 +13,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from diptych.errors import RecipeError
-from diptych.pretrain.diffusion import guidance, samplers, targets
+from diptych.pretrain.diffusion import guidance, samplers, sampling, targets
 from diptych.pretrain.diffusion.samplers import Denoiser, Spacing
+from diptych.pretrain.diffusion.sampling import Sampling
 from diptych.pretrain.diffusion.schedules import Schedule
 from diptych.pretrain.diffusion.targets import Predict
 
@@ -243,6 +246,105 @@ def test_a_scheduler_that_there_is_not_is_named() -> None:
         samplers.scheduler("DDIMSchedular", LATENT, "v")
     with pytest.raises(RecipeError, match="takes no noise schedule"):
         samplers.scheduler("FlowMatchEulerDiscreteScheduler", LATENT, "v")
+    with pytest.raises(RecipeError, match="IPNDMScheduler takes no noise schedule with what"):
+        samplers.scheduler("IPNDMScheduler", LATENT, "v")
+
+
+def drawn_with(how: Sampling, schedule: Schedule, predict: Predict) -> tuple[Tensor, list[float]]:
+    """(what is drawn with a network that halves, the timesteps that it was asked for)."""
+    asked = list[float]()
+
+    def ask(x: Tensor, times_B: Tensor) -> Tensor:
+        asked.append(float(times_B[0]))
+        return x / 2
+
+    x_T = 3 * double(2, 1, 4, 4).float()
+    return sampling.draw_ddpm(ask, x_T, how, lambda _: x_T, schedule, predict), asked
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
+def test_a_scheduler_of_diffusers_hears_spacing_threshold_and_clip() -> None:
+    limits: list[dict[str, Any]] = [{}, {"threshold": 0.8}, {"clip": True}]
+    for limit in limits:
+        found = [
+            drawn_with(Sampling(steps=5, sampler=name, spacing="trailing", **limit), LATENT, "v")
+            for name in ("ddim", "DDIMScheduler")
+        ]
+        assert found[0][1] == found[1][1]
+        torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=1e-4)
+    for how, said in (
+        (Sampling(sampler="LCMScheduler", spacing="leading"), "no timestep_spacing: leave --spac"),
+        (Sampling(sampler="LMSDiscreteScheduler", threshold=0.9), "no thresholding: leave --thr"),
+        (Sampling(sampler="UniPCMultistepScheduler", clip=True), "has no clip_sample: leave clip"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            drawn_with(how, LATENT, "epsilon")
+
+
+def test_what_schedulers_of_diffusers_take_they_look_at() -> None:
+    names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
+    for name in names:
+        made = getattr(diffusers, name)
+        words = inspect.signature(made).parameters
+        if "trained_betas" not in words or "prediction_type" not in words:
+            continue
+        source = inspect.getsource(made)
+        asked = ("timestep_spacing", "thresholding", "clip_sample")
+        unread = {w for w in asked if w in words and f"config.{w}" not in source}
+        assert unread == set(samplers.UNREAD.get(name, ())), name
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
+@pytest.mark.parametrize("spacing", [None, "linspace"])
+def test_a_scheduler_of_diffusers_begins_at_noise_alone(spacing: Spacing | None) -> None:
+    schedule = Schedule(zero_terminal_snr=True)
+    for name in ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"):
+        how = Sampling(steps=5, sampler=name, spacing=spacing)
+        found, asked = drawn_with(how, schedule, "v")
+        assert asked[0] == 999
+        assert found.isfinite().all()
+    plms = Sampling(steps=5, sampler="PNDMScheduler", spacing=spacing and "leading")
+    assert drawn_with(plms, schedule, "v")[0].isfinite().all()  # it knows no noise alone
+
+
+@pytest.mark.filterwarnings("ignore:The integral is probably divergent")
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # theirs
+@pytest.mark.parametrize(
+    "name", ["HeunDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler",
+             "DEISMultistepScheduler", "KDPM2DiscreteScheduler", "SASolverScheduler"],
+)  # fmt: skip
+def test_a_scheduler_that_draws_nothing_finite_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{name} at timestep .* not finite.*DPMSolverMulti"):
+        drawn_with(Sampling(steps=5, sampler=name), Schedule(zero_terminal_snr=True), "v")
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # theirs
+@pytest.mark.parametrize(
+    "name", ["EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"]
+)
+def test_a_scheduler_that_takes_no_x0_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name} at timestep .*prediction_type.*own sampler"):
+        drawn_with(Sampling(steps=5, sampler=name), LATENT, "x0")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
+def test_a_flow_hears_or_refuses_what_a_sampler_is_told() -> None:
+    x_T = 3 * double(2, 1, 4, 4).float()
+
+    def drawn(**values: Any) -> Tensor:
+        how = Sampling(steps=5, **values)
+        return sampling.draw_flow(lambda x, _: x / 2, x_T, how, lambda _: x_T, 1.0)
+
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"spacing": "trailing"}, "a flow has none"),
+        ({"sampler": "FlowMatchEulerDiscreteScheduler", "threshold": 0.9}, "no thresholding"),
+        ({"sampler": "FlowMatchEulerDiscreteScheduler", "eta": 1.0}, "has no eta"),
+    ]
+    for values, said in cases:
+        with pytest.raises(RecipeError, match=said):
+            drawn(**values)
+    solver = "DPMSolverMultistepScheduler"
+    assert not torch.equal(drawn(sampler=solver), drawn(sampler=solver, threshold=0.8))
 
 
 def gaussian(schedule: Schedule) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:

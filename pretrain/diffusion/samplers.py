@@ -25,6 +25,12 @@ Gradient = Callable[[Tensor, Tensor], Tensor]
 """(x_t, timesteps (B,)) -> the gradient of a logarithm of a probability, of the shape of x_t."""
 Normal = Callable[[int], Tensor]
 """Normal numbers of the shape of x for timestep t."""
+UNREAD = {
+    "LCMScheduler": ("timestep_spacing",),
+    "TCDScheduler": ("timestep_spacing", "thresholding", "clip_sample"),
+}
+"""What schedulers of diffusers take and never look at."""
+_ASKED = {"timestep_spacing": "--spacing", "thresholding": "--threshold", "clip_sample": "clip"}
 
 
 @dataclass(frozen=True)
@@ -244,33 +250,35 @@ def scheduler(name: str, schedule: Schedule, predict: Predict, **options: Any) -
         "prediction_type": predictions[predict],
         "clip_sample": False,
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,  # again changes nothing
-        **options,
     }
-    if not _takes(made, "trained_betas"):
+    if schedule.zero_terminal_snr and _takes(made, "rescale_betas_zero_snr"):
+        settings["timestep_spacing"] = "trailing"  # others know no timestep of noise alone
+    if not _takes(made, "trained_betas") or not _takes(made, "prediction_type"):  # IPNDM's, RePaint
         raise RecipeError(
-            f"diffusers' {name} takes no noise schedule. Name another, such as DDIM's."
+            f"diffusers' {name} takes no noise schedule with what is predicted on it. "
+            "Name another, such as DDIMScheduler."
         )
-    return _made(made, settings, name)
+    return _made(made, settings, options, name)
 
 
 def flow_scheduler(name: str, shift: float = 1.0, **options: Any) -> Any:
     """A scheduler of diffusers for rectified flows, by its class name.
 
     Raises:
-        RecipeError: diffusers has no such scheduler, or it knows no flows.
+        RecipeError: diffusers has no such scheduler, it knows no flows, or not these options.
     """
     made = _scheduler_class(name)
     if name.startswith("FlowMatch"):
         settings = {"shift": shift}
     elif _takes(made, "use_flow_sigmas"):
         settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        settings |= {"flow_shift": shift} if _takes(made, "flow_shift") else {}
+        settings |= {"flow_shift": shift}
     else:
         raise RecipeError(
             f"diffusers' {name} knows no rectified flows. Name FlowMatchEulerDiscreteScheduler "
             "or FlowMatchHeunDiscreteScheduler."
         )
-    return _made(made, {"num_train_timesteps": 1000, **settings, **options}, name)
+    return _made(made, {"num_train_timesteps": 1000, **settings}, options, name)
 
 
 def run_scheduler(
@@ -287,7 +295,7 @@ def run_scheduler(
     `generator` may be one for each row; `eta` is for schedulers that have one.
 
     Raises:
-        RecipeError: it takes no `eta` above 0, or not as few or as many steps.
+        RecipeError: it takes no `eta` above 0, not as few or as many steps, or not such a model.
     """
     try:
         made.set_timesteps(steps, device=x_T.device)
@@ -301,7 +309,23 @@ def run_scheduler(
         options["eta"] = eta
     for t in made.timesteps:
         seen = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
-        x = made.step(model(seen, t.expand(len(x))), t, x, **options).prev_sample
+        x = _stepped(made, model(seen, t.expand(len(x))), t, x, options)
+    return x
+
+
+def _stepped(made: Any, said: Tensor, t: Tensor, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """x after a step of a scheduler, which only now says what it cannot, or gives NaNs for it."""
+    where = f"diffusers' {type(made).__name__} at timestep {float(t):g}"
+    instead = "Draw with the model's own sampler, or with DPMSolverMultistepScheduler."
+    try:
+        x = made.step(said, t, x, **options).prev_sample
+    except (ValueError, NotImplementedError) as err:
+        raise RecipeError(f"{where}: {err}. {instead}") from err
+    if not bool(x.isfinite().all()):
+        raise RecipeError(
+            f"{where} gives numbers that are not finite: it does not know this schedule, such as "
+            f"one of zero terminal SNR, or the weights are broken. {instead}"
+        )
     return x
 
 
@@ -314,9 +338,17 @@ def _scheduler_class(name: str) -> Any:
     return getattr(diffusers, name)
 
 
-def _made(made: Any, settings: dict[str, Any], name: str) -> Any:
+def _made(made: Any, settings: dict[str, Any], options: dict[str, Any], name: str) -> Any:
+    """A scheduler with those of the settings that it takes, and with all of the options."""
+    for option in options:
+        if not _takes(made, option) or option in UNREAD.get(name, ()):
+            raise RecipeError(
+                f"diffusers' {name} has no {option}: leave {_ASKED.get(option, option)}, or name "
+                "another, such as DDIMScheduler."
+            )
+    taken = {key: value for key, value in settings.items() if _takes(made, key)} | options
     try:
-        return made.from_config(settings)
+        return made.from_config(taken)
     except (TypeError, ValueError, NotImplementedError) as err:
         raise RecipeError(f"diffusers' {name} cannot be made: {err}") from err
 

@@ -3,9 +3,10 @@
 B rows; x of shape (B, ...).
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -45,8 +46,8 @@ class Sampling(Record):
     negative: str = ""
     """The text to be led away from."""
     spacing: Literal["leading", "trailing", "linspace"] | None = None
-    """Of DDIM's and DDPM's timesteps. By default CompVis' `leading`, one later; `trailing` where
-    the last timestep is noise alone."""
+    """Of diffusion's timesteps. By default CompVis' `leading`, one later, or what a scheduler of
+    diffusers has; `trailing` where the last timestep is noise alone."""
     threshold: float | None = Field(default=None, gt=0, le=1)
     """Dynamic thresholding at this quantile of |pixel| (Imagen: 0.995); of pixels alone."""
     clip: bool = False
@@ -65,6 +66,14 @@ class Sampling(Record):
         if ratio is not None:
             return lambda x0: dynamic_threshold(x0, ratio)
         return (lambda x0: x0.clamp(-1, 1)) if self.clip else None
+
+    def options(self) -> dict[str, Any]:
+        """What a scheduler of diffusers is to be told of this, in its own names."""
+        found: dict[str, Any] = {"timestep_spacing": self.spacing} if self.spacing else {}
+        if self.threshold is not None:  # at their default sample_max_value it would be clipping
+            found |= {"thresholding": True, "dynamic_thresholding_ratio": self.threshold}
+            return found | {"sample_max_value": math.inf}
+        return found | ({"clip_sample": True} if self.clip else {})
 
 
 def draw_ddpm(
@@ -101,7 +110,7 @@ def draw_ddpm(
     if name not in ("ddim", "ddpm"):
         if name in ("euler", "heun"):
             raise RecipeError(f"sampler {name!r} is for flows; name ddim, ddpm {_SCHEDULERS}.")
-        made = samplers.scheduler(name, schedule, predict, clip_sample=how.clip)
+        made = samplers.scheduler(name, schedule, predict, **how.options())
         made_with = _generators(x_T, normal)
         return samplers.run_scheduler(
             made, asked, x_T, how.steps, generator=made_with, eta=how.eta or None
@@ -142,9 +151,14 @@ def draw_flow(ask: Ask, x_T: Tensor, how: Sampling, normal: Normals, shift: floa
         raise RecipeError(f"sampler {name!r} is for diffusion; name euler, heun {_SCHEDULERS}.")
     if how.eta and name in ("euler", "heun"):
         raise RecipeError(f"sampler {name!r} draws nothing between its steps; leave eta at 0.")
+    if how.spacing:
+        raise RecipeError("spacing is of diffusion's timesteps; a flow has none. Leave --spacing.")
     if name not in ("euler", "heun"):
-        made = samplers.flow_scheduler(name, shift)
-        return samplers.run_scheduler(made, ask, x_T, how.steps, generator=_generators(x_T, normal))
+        made = samplers.flow_scheduler(name, shift, **how.options())
+        made_with = _generators(x_T, normal)
+        return samplers.run_scheduler(
+            made, ask, x_T, how.steps, generator=made_with, eta=how.eta or None
+        )
     line = flow_line(how.steps, shift)
 
     def speed(x: Tensor, s: float) -> Tensor:
