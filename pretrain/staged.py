@@ -19,7 +19,8 @@ class Staged(Model):
     first_stage: AnyFirstStage = Pixels()
     """What turns images into the latents that are noised."""
     classes: tuple[str, ...] = ()
-    """Names of the classes that `.cls` members number."""
+    """Names of the classes that `.cls` members number; a text without one that is such a name is
+    of that class, in training as in drawing."""
 
     @property
     def cell(self) -> int:
@@ -63,6 +64,8 @@ class Staged(Model):
         Raises:
             RecipeError: there are not so many.
         """
+        if "cls" not in fields and text in self.classes:
+            return self.classes.index(text)
         number = fields.get("cls", len(self.classes))
         if not isinstance(number, int) or not 0 <= number <= len(self.classes):
             raise RecipeError(

@@ -22,9 +22,10 @@ from diptych.errors import CheckpointError, RecipeError
 from diptych.finetune.parts import KINDS
 from diptych.finetune.sample import grid, painter
 from diptych.pretrain.checkpoint import base_digest, open_checkpoint
-from diptych.pretrain.diffusion.generate import generate, latents, to_bytes
+from diptych.pretrain.diffusion.generate import asked, generate, latents, to_bytes
 from diptych.pretrain.diffusion.sampling import Sampling
 from diptych.pretrain.first_stages import Autoencoder, Taef2, Vq
+from diptych.pretrain.objective import View
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
 from diptych.pretrain.rundir import RunDir
@@ -136,7 +137,6 @@ def test_our_ddim_is_that_of_diffusers(text: Text) -> None:
         "DDIMScheduler", objective.schedule, "v", steps_offset=1, set_alpha_to_one=False
     )
     from diptych.data.draws import normal, row_key
-    from diptych.pretrain.diffusion.generate import asked
 
     keys_B = torch.tensor([row_key("generate", 0, number) for number in range(3)])
     how = Sampling(guidance_scale=3.0)
@@ -361,6 +361,25 @@ def test_classes_are_told_and_dropped_with_the_text(model: str, text: Text, rows
     assert not torch.equal(cat, dog)
     with pytest.raises(RecipeError, match=r"of class 3; model.classes names 2"):
         task(replace(batch, fields=({"cls": 3}, *batch.fields[1:])))
+
+
+def test_a_text_that_names_a_class_is_of_it_in_training_as_in_drawing(
+    text: Text, rows: Rows
+) -> None:
+    task = make(recipe("unet", "ddpm", "model.classes=[cat, dog]"), text)
+    batch = replace(rows(4), fields=({}, {}, {"cls": 0}, {}), texts=("dog", "cat", "dog", "a dog"))
+    shown = task.look(batch)
+    assert shown.classes_B is not None
+    assert shown.classes_B.tolist() == [1, 0, 0, 2]
+    drawn = list[View]()
+
+    def keep(view: View) -> View:
+        drawn.append(view)
+        return view
+
+    asked(task, text, ["dog", "cat", "a dog"], batch.draws_B[:3], Sampling(guidance_scale=1), keep)
+    assert drawn[0].classes_B is not None
+    assert drawn[0].classes_B.tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -178,7 +178,6 @@ def asked(
 
 def _told(task: Task, text: Text, texts: list[str], keys_B: Tensor) -> tuple[Batch, Tensor]:
     """A batch of texts without images, and nothing in the images' place."""
-    named = {name: number for number, name in enumerate(denoiser(task).classes)}
     tokens_BL, real_BL = text.encode(texts)
     batch = Batch(
         keys=tuple(str(place) for place in range(len(texts))),
@@ -186,7 +185,7 @@ def _told(task: Task, text: Text, texts: list[str], keys_B: Tensor) -> tuple[Bat
         image_BCHW=torch.empty((len(texts), 3, 0, 0), dtype=torch.uint8),
         tokens_BL=tokens_BL,
         real_BL=real_BL,
-        fields=tuple({"cls": named[each]} if each in named else {} for each in texts),
+        fields=({},) * len(texts),
         texts=tuple(texts),
     ).to(task.anchor.device)
     return batch, batch.image_BCHW.float()
