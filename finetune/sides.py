@@ -71,13 +71,19 @@ class Side:
         rank, alpha = (Counter(t.values()).most_common(1)[0][0] for t in (ranks, alphas))
         shared = {
             "r": rank,
-            "target_modules": sorted(ranks),
-            "rank_pattern": {re.escape(n): r for n, r in ranks.items() if r != rank},
-            "alpha_pattern": {re.escape(n): a for n, a in alphas.items() if a != alpha},
+            "target_modules": "|".join(self._whole(n) for n in sorted(ranks)),  # a list: of ends
+            "rank_pattern": {f"^{self._whole(n)}": r for n, r in ranks.items() if r != rank},
+            "alpha_pattern": {f"^{self._whole(n)}": a for n, a in alphas.items() if a != alpha},
         }
         made = self.adapter.model_copy(update={"rank": rank, "alpha": alpha}).config(shared)
         values = made.to_dict() | {"inference_mode": True}
         return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+
+    def _whole(self, name: str) -> str:
+        """A regular expression of a module's whole name; of CLIP's, as any transformers has it."""
+        if self.name != "text_encoder":
+            return re.escape(name)
+        return f"({re.escape(_STATE)})?{re.escape(name.removeprefix(_STATE))}"
 
     def digest(self) -> str:
         """Of the weights that the side stands on, as `weights_digest` gives it."""

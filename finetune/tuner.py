@@ -52,11 +52,12 @@ class Tuner(Adapter):
         ranks = {name: _of(self.ranks, name, self.rank) for name in found}
         alphas = {name: _of(self.alphas, name, self.alpha or ranks[name]) for name in found}
         rank, alpha = self.rank, float(self.alpha or self.rank)
+        # Without ^ peft takes a key for the end of any name.
         return {
             "r": rank,
             "target_modules": "|".join(map(re.escape, found)),
-            "rank_pattern": {re.escape(n): r for n, r in ranks.items() if r != rank},
-            "alpha_pattern": {re.escape(n): a for n, a in alphas.items() if a != alpha},
+            "rank_pattern": {f"^{re.escape(n)}": r for n, r in ranks.items() if r != rank},
+            "alpha_pattern": {f"^{re.escape(n)}": a for n, a in alphas.items() if a != alpha},
         }
 
 

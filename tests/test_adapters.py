@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.data import tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import CheckpointError, DataError, ExportError, RecipeError
+from diptych.finetune.adapters import Dora, Loha, Lokr, Lora
 from diptych.finetune.merge import compose, merge, merged, plain_weights
 from diptych.finetune.parts import KINDS
-from diptych.finetune.sides import sides
+from diptych.finetune.sides import Side, sides
 from diptych.finetune.start import fresh_task, trained_task
-from diptych.pretrain.adapter import adapt
+from diptych.finetune.tuner import Tuner
+from diptych.pretrain.adapter import Site, adapt
 from diptych.pretrain.checkpoint import open_checkpoint
 from diptych.pretrain.run import Run, parse_run
 from diptych.pretrain.rundir import RunDir
@@ -126,6 +128,56 @@ def test_ranks_and_alphas_by_layer(text: Text) -> None:
     block = model.unet.mid_block.attentions[0].transformer_blocks[0]
     assert block.attn2.to_k.r == {"lora0": 5} and block.attn2.to_k.scaling == {"lora0": 0.5}
     assert block.attn2.to_q.r == {"lora0": 2} and block.attn2.to_q.scaling == {"lora0": 2.0}
+
+
+class Nested(nn.Module):
+    """Modules whose names are the ends of others'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask, self.answer = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.deep = nn.ModuleDict({"ask": nn.Linear(4, 4), "answer": nn.Linear(4, 4)})
+
+
+@pytest.mark.parametrize("record_of", [Lora, Dora, Lokr, Loha])
+def test_ranks_and_targets_are_of_whole_names(record_of: type[Tuner]) -> None:
+    """In the run and in the config of an export, where peft itself reads them as ends of names."""
+    import peft
+
+    record = record_of(
+        targets=("ask", r"deep\.ask", r"deep\.answer"), ranks={"ask": 2}, alphas={"ask": 7.0}
+    )
+    model = Nested()
+    list(record.put(Site(model, lambda _: True, "mine", None)))
+    side = Side("model", "", model, record)
+    told = (
+        {"ask": 2, "deep.ask": 4, "deep.answer": 4},
+        {"ask": 7, "deep.ask": 4, "deep.answer": 4},
+    )
+    assert (side.ranks(), side.alphas()) == told
+    config = peft.PeftConfig.from_peft_type(**side.settings())
+    other = Nested()
+    peft.inject_adapter_in_model(config, other)  # pyright: ignore[reportArgumentType]
+    found = Side("model", "", other, record)
+    assert (found.ranks(), found.alphas()) == told
+
+
+def test_clips_layers_are_of_whole_names_with_any_transformers(text: Text) -> None:
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text_model, self.projection = Nested(), nn.Linear(4, 4)
+
+    record = Lora(targets=(r"text_model\.ask", r"text_model\.deep\.ask"), ranks={r".*deep.*": 2})
+    model = Clip()
+    list(record.put(Site(model, lambda _: True, "mine", None)))
+    import peft
+
+    config = peft.LoraConfig(**Side("text_encoder", "", model, record).settings())
+    for other, prefix in ((Clip(), "text_model."), (Nested(), "")):
+        peft.inject_adapter_in_model(config, other)
+        found = Side("text_encoder", "", other, record)
+        assert found.ranks() == {f"{prefix}ask": 4, f"{prefix}deep.ask": 2}
 
 
 def test_several_adapters_of_several_kinds(text: Text, rows: Rows) -> None:

@@ -42,7 +42,7 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     found = _sides(run, task)
     new_folder(out)
     tensors = {f"{s.name}.{_old(s, key)}": v for s in found for key, v in s.tensors().items()}
-    settings = {f"{s.name}.{key}": value for s in found for key, value in _settings(s).items()}
+    settings = {f"{s.name}.{key}": value for s in found for key, value in s.settings().items()}
     told = form.account(NAME, run, task, found)
     metadata = {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
     form.put(out / FILE, tensors, told, metadata)
@@ -84,14 +84,6 @@ def _old(side: Side, key: str) -> str:
         return key
     end = ".weight" if key.endswith("lora_magnitude_vector") else ""
     return f"text_model.{key.removeprefix('text_model.')}{end}"
-
-
-def _settings(side: Side) -> dict[str, Any]:
-    values = side.settings()
-    if side.name == "text_encoder":  # ends of names fit both
-        names = values["target_modules"]
-        values["target_modules"] = [name.removeprefix("text_model.") for name in names]
-    return values
 
 
 def _call(found: list[Side]) -> str:
