@@ -90,11 +90,16 @@ def test_what_begins_at_random_disturbs_the_base(text: Text, rows: Callable[...,
         assert not torch.allclose(seen(task, batch), seen(task, batch, task.control.show))
 
 
-def test_the_copy_is_of_the_base(text: Text) -> None:
-    task = task_of(settings(), text)
+@pytest.mark.parametrize(
+    ("told", "more"),
+    [({}, ()), ({"classes": ["cat", "dog"], "placed": True}, ("class_embedding", "add_embedding"))],
+    ids=["text", "classes and places"],
+)
+def test_the_copy_is_of_the_base(told: dict[str, Any], more: tuple[str, ...], text: Text) -> None:
+    task = task_of(settings(model=UNET | told), text)
     assert task.control is not None
     net, unet = task.control.net, task.model.unet
-    for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
+    for name in ("conv_in", "time_embedding", "down_blocks", "mid_block", *more):
         ours, theirs = (getattr(one, name).state_dict() for one in (net, unet))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name

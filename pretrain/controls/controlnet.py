@@ -53,8 +53,9 @@ class ControlNet(Control):
         if self.copy_base:
             for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
                 getattr(module, name).load_state_dict(getattr(unet, name).state_dict())
-            if getattr(module, "add_embedding", None) is not None:
-                module.add_embedding.load_state_dict(unet.add_embedding.state_dict())
+            for name in ("class_embedding", "add_embedding"):
+                if getattr(module, name, None) is not None:
+                    getattr(module, name).load_state_dict(getattr(unet, name).state_dict())
 
     def look(self, module: Any, hint_BCHW: Tensor, asked: Asked) -> Residuals:
         down, middle = module(
