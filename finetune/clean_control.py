@@ -47,11 +47,14 @@ def said(model: Any, probe: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The network's outputs by name."""
     if type(model).__name__ == "T2IAdapter":
         return {f"level.{n}": one for n, one in enumerate(model(probe["in.hint"]))}
+    places = ("text_embeds", "time_ids")
     down, middle = model(
         probe["in.x"],
         probe["in.time"],
         encoder_hidden_states=probe["in.context"],
         controlnet_cond=probe["in.hint"],
+        class_labels=probe.get("in.classes"),
+        added_cond_kwargs={name: probe[f"in.{name}"] for name in places if f"in.{name}" in probe},
         return_dict=False,
     )
     return {f"down.{n}": one for n, one in enumerate(down)} | {"middle": middle}

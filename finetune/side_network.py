@@ -4,6 +4,7 @@ B rows, C channels, H x W pixels, L tokens, D width.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from ..config import to_yaml
 from ..data.batch import Batch
 from ..pretrain.control import Port
-from ..pretrain.denoiser import read_context
 from ..pretrain.objective import Asked
 from ..pretrain.run import Run
 from ..pretrain.task import Task
@@ -24,25 +24,34 @@ _ROWS = 8
 
 @torch.no_grad()
 def look(task: Task, batch: Batch) -> tuple[Asked, Tensor]:
-    """What the network is asked of real rows, noised half-way, and its hint in [0, 1]."""
+    """What the network is asked of real rows, noised half-way, and its hint in [0, 1].
+
+    The base says what it asks: with its classes and places, where it is told any.
+    """
     port = task.control
     assert isinstance(port, Port)
     batch = batch.take(0, min(batch.rows, _ROWS))
     view = task.look(batch)
     for objective in task.objectives:
         view = objective.hide(view, task.words)
-    assert view.time_B is not None
     hint = port.hint(view).float() / 255
     if hint.shape[1] != port.record.channels:
         hint = hint.expand(-1, port.record.channels, -1, -1)
-    context_BLD, real_BL = read_context(task.model, view)
-    return Asked(view.image_BCHW, view.time_B, context_BLD, real_BL), hint
+    asked: list[Asked] = []
+
+    def keep(one: Asked) -> Mapping[str, Any]:
+        asked.append(one)
+        return {}
+
+    task.model(replace(view, steer=keep))
+    return asked[0], hint
 
 
 def keep_looks(out: Path, asked: Asked, hint_BCHW: Tensor, outputs: Mapping[str, Tensor]) -> None:
     """Writes inputs and outputs for the clean process."""
     inputs = {"x": asked.x_BChw, "time": asked.time_B, "context": asked.context_BLD}
-    inputs["hint"] = hint_BCHW
+    inputs |= {"hint": hint_BCHW, **(asked.added or {})}
+    inputs |= {} if asked.classes_B is None else {"classes": asked.classes_B}
     keep_probe(
         out,
         {

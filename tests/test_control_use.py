@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def base_of(text: Text, keep: Keep, seed: int = 0, **other: Any) -> Painter:
     return painter(keep(run, filled(run, text, seed), text))
 
 
-def finished(base: Painter, kind: str, home: Path, seed: int = 5) -> RunDir:
+def finished(base: Painter, kind: str, home: Path, seed: int = 5, **other: Any) -> RunDir:
     """A control's run as training leaves it: its own weights, and the digest of the base."""
-    run = settings(f"{kind}-{seed}", control=CONTROLS[kind], start_from=base.place.url)
+    run = settings(f"{kind}-{seed}", control=CONTROLS[kind], start_from=base.place.url, **other)
     task = run.task(base.text)
     task.model.load_state_dict(base.task.model.state_dict())
     torch.manual_seed(seed)
@@ -185,6 +186,26 @@ def test_diffusers_alone_gives_the_same(
     other = next(each for each in CONTROLS if each != kind)
     with pytest.raises(ExportError, match=f"--to {other} holds"):
         find_target(other, export).require(found.run)
+
+
+@pytest.mark.parametrize(
+    "told", [{"classes": ["cat", "dog"], "placed": True}, {"text": "clip"}], ids=str
+)
+def test_diffusers_alone_gives_the_same_of_all_that_a_base_is_told(
+    told: dict[str, Any], text: Text, keep: Keep, rows: Callable[..., Batch], tmp_path: Path
+) -> None:
+    model = UNET | told
+    place = finished(base_of(text, keep, model=model), "controlnet", tmp_path, model=model)
+    found, target, out = painter(place), find_target("controlnet", export), tmp_path / "out"
+    out.mkdir()
+    batch = replace(rows(3), fields=({"cls": 0}, {"cls": 1}, {}))
+    target.write(out, found.run, found.task, found.text, {})
+    proof = target.prove(out, found.run, found.task, found.text, batch)
+    assert max(proof["max_difference"].values()) == 0 and proof["largest_output"] > 0.01
+    if "classes" in told:
+        probe = load_file(out / "probe.safetensors")
+        assert probe["in.classes"].tolist() == [0, 1, 2]
+        assert {"in.text_embeds", "in.time_ids"} <= probe.keys()
 
 
 def test_what_keeps_to_a_hint_is_measured() -> None:
