@@ -67,6 +67,12 @@ def chosen(ckpt: str | None) -> str:
     return found
 
 
+def sheet_name(prompt: str) -> str:
+    """The original's name of a grid, cut to what a file system takes: 255 bytes, not characters."""
+    name = prompt.replace(" ", "-").replace("/", "-").encode()[:200].decode(errors="ignore")
+    return f"{name}.png"
+
+
 def main(words: list[str] | None = None) -> None:
     """Draws and writes the files of the original."""
     given = parsed(words)
@@ -107,8 +113,7 @@ def main(words: list[str] | None = None) -> None:
                     count += 1
             if not given.skip_grid:
                 sheet = grid(torch.cat(drawn), columns=given.n_rows or given.n_samples)
-                name = prompt.replace(" ", "-").replace("/", "-")[:200]
-                write_png(sheet, Path(given.outdir) / f"{name}.png")
+                write_png(sheet, Path(given.outdir) / sheet_name(prompt))
     print(f"Your samples are ready and waiting four you here: \n{given.outdir} \nEnjoy.")
 
 

@@ -1,11 +1,13 @@
 """The lecture's command, word for word, from the root of the repository."""
 
+import importlib.util
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,19 @@ def test_the_slides_line_runs(home: RunDir, tmp_path: Path) -> None:
     with Image.open(tmp_path / f"{PROMPT}.png") as sheet:
         assert sheet.size == (1028, 388)
     assert {path.name for path in tmp_path.iterdir()} == {"samples", f"{PROMPT}.png"}
+
+
+@pytest.mark.parametrize("prompt", ["山の後ろの夕日、" * 20, "a/b c" * 50, "é" * 199])
+def test_any_prompt_names_a_grid(prompt: str, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("txt2img", ROOT / "scripts/txt2img.py")
+    assert spec and spec.loader
+    script: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / script.sheet_name(prompt)).write_bytes(b"")
+    [found] = tmp_path.iterdir()
+    begin = found.stem
+    assert 197 < len(begin.encode()) <= 200
+    assert prompt.replace(" ", "-").replace("/", "-").startswith(begin)
 
 
 def test_no_model_is_said_in_one_sentence(tmp_path: Path) -> None:
