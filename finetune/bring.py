@@ -6,7 +6,7 @@ Of a single file both are unpacked into the run's folder, since a recipe names f
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from safetensors.torch import save
@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import digest, override, plain
 from ..data import storage, tokens
-from ..errors import RecipeError
+from ..errors import RecipeError, RunError
 from ..pretrain import checkpoint
 from ..pretrain.run import Optim, Run, parse_run
 from ..pretrain.rundir import RunDir
@@ -47,7 +47,8 @@ def bring(
     Raises:
         RecipeError: neither of the two, or it does not say enough.
         CheckpointError: tensors are missing, left over or of other shapes.
-        RunError: the run is there already, of another recipe.
+        RunError: the run is there already, of another recipe or no import of this source; it is
+            left as it was.
     """
     found = open_foreign(storage.absolute(source))
     if found is None:
@@ -56,13 +57,19 @@ def bring(
             "file. A run of ours is started from as it is: train ... --start-from RUN."
         )
     found.require()
-    values = _values(found, place, settings, data, words)
+    _require_own(found, place)
+    later: list[Callable[[], None]] = []
+    values = _values(found, place, settings, later, data, words)
     run = parse_run(complete(override(values, settings)), KINDS, source=source)
-    text = tokens.load(run.data.tokenizer, run.model.tokens)
-    task = fresh_task(run, text)
     kept = run.model_copy(update={"start_from": None})  # what it holds needs the source no more
     made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    place.create(kept, {"data": None, "made": made, "diptych": __version__, "source": found.url})
+    facts = {"data": None, "made": made, "diptych": __version__, "source": found.url}
+    place.holds(kept, facts)  # refuses another recipe before anything is written over
+    for write in later:
+        write()
+    text = tokens.load(run.data.tokenizer, run.model.tokens)
+    task = fresh_task(run, text)
+    place.create(kept, facts)
     storage.write(place.at("tokenizer.json"), text.tokenizer.to_str().encode())
     count = _keep(place, kept, task)
     status = {"state": "finished", "note": f"imported from {found.url}"}
@@ -71,10 +78,31 @@ def bring(
     return {"run": place.url, "parameters": f"{count:,}", "first stage": stage["kind"]}
 
 
+def _require_own(found: Foreign, place: RunDir) -> None:
+    """Raises RunError where the folder holds a run that is no import of this source."""
+    if not any(storage.exists(place.at(name)) for name in ("run.json", "recipe.yaml")):
+        return
+    source = place.json("run.json").get("source")
+    if source != found.url:
+        what = f"was imported from {source}" if source else "is a run of its own"
+        raise RunError(
+            f"{place.url} {what}; {found.url} would be written over it. Give the import another "
+            "name with --run."
+        )
+
+
 def _values(
-    found: Foreign, place: RunDir, settings: list[str], data: str | None, words: str | None
+    found: Foreign,
+    place: RunDir,
+    settings: list[str],
+    later: list[Callable[[], None]],
+    data: str | None,
+    words: str | None,
 ) -> dict[str, Any]:
-    """The recipe as far as the source alone says it; `complete` reads the rest."""
+    """The recipe as far as the source alone says it; `complete` reads the rest.
+
+    What the run's folder is to hold besides goes to `later`: nothing is written here.
+    """
     own = words_of(found)
     url = data or _DATA
     values: dict[str, Any] = {
@@ -91,16 +119,19 @@ def _values(
         values["objectives"] = [{"kind": "ddpm", "schedule": _SD1}]
     said = override(values, settings)
     if not own and said["data"]["tokenizer"] == place.at("tokenizer.json"):
-        storage.write(place.at("tokenizer.json"), tokens.learn(["a picture"], 100).encode())
+        learned = tokens.learn(["a picture"], 100).encode()
+        later.append(lambda: storage.write(place.at("tokenizer.json"), learned))
     model = said["model"]
     if found.file and "first_stage" not in model:
-        values["model"]["first_stage"] = _unpacked_stage(found, place)
+        values["model"]["first_stage"] = _unpacked_stage(found, place, later)
     if found.file and not own and "text" not in model and "texts" not in model:
-        values["model"] |= _unpacked_text(found, place, words)
+        values["model"] |= _unpacked_text(found, place, later, words)
     return values
 
 
-def _unpacked_stage(found: Foreign, place: RunDir) -> dict[str, Any]:
+def _unpacked_stage(
+    found: Foreign, place: RunDir, later: list[Callable[[], None]]
+) -> dict[str, Any]:
     """The autoencoder of a single file, as a folder of diffusers beside the run's checkpoint."""
     if not found.has("vae"):
         return first_stage_values(found, found.config("unet")["in_channels"])
@@ -110,7 +141,7 @@ def _unpacked_stage(found: Foreign, place: RunDir) -> dict[str, Any]:
     made: Any = AutoencoderKL.from_config(config)
     state = found.fitted("vae", made.state_dict())
     home = place.at("vae")
-    _put(home, "diffusion_pytorch_model.safetensors", state, config)
+    later.append(lambda: _put(home, "diffusion_pytorch_model.safetensors", state, config))
     return {
         "kind": "autoencoder",
         "weights": home,
@@ -119,7 +150,9 @@ def _unpacked_stage(found: Foreign, place: RunDir) -> dict[str, Any]:
     }
 
 
-def _unpacked_text(found: Foreign, place: RunDir, words: str | None) -> dict[str, Any]:
+def _unpacked_text(
+    found: Foreign, place: RunDir, later: list[Callable[[], None]], words: str | None
+) -> dict[str, Any]:
     """CLIP's text encoder of a single file, as a folder of transformers beside the checkpoint."""
     if not found.has("text_encoder"):
         raise RecipeError(f"{found.url} has no text encoder. Name one: --set model.texts=[...]")
@@ -134,7 +167,7 @@ def _unpacked_text(found: Foreign, place: RunDir, words: str | None) -> dict[str
     config = found.config("text_encoder")
     made: Any = CLIPTextModel(CLIPTextConfig(**config))
     state = found.fitted("text_encoder", made.state_dict())
-    _put(home, "model.safetensors", state, config)
+    later.append(lambda: _put(home, "model.safetensors", state, config))
     return frozen_text(config, home, storage.absolute(words), found.url)
 
 

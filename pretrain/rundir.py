@@ -46,19 +46,28 @@ class RunDir:
         Raises:
             RunError: the folder belongs to another recipe or to other data.
         """
-        facts = {"recipe": digest(run), **facts}
-        if storage.exists(self.at("run.json")):
-            known = self.json("run.json")
-            for name in ("recipe", "data"):
-                if known.get(name) != facts.get(name):
-                    raise RunError(
-                        f"{self.url} was made with another {name} ({known.get(name)}, now "
-                        f"{facts.get(name)}). Give this run another name with --run, or go on with "
-                        f"the one that is there: diptych resume {self.url}"
-                    )
+        if self.holds(run, facts):
             return False
         storage.write(self.at("recipe.yaml"), to_yaml(run).encode())
-        self.put("run.json", facts)
+        self.put("run.json", {"recipe": digest(run), **facts})
+        return True
+
+    def holds(self, run: "Run", facts: Mapping[str, Any]) -> bool:
+        """Whether the folder holds this run already; writes nothing.
+
+        Raises:
+            RunError: the folder belongs to another recipe or to other data.
+        """
+        if not storage.exists(self.at("run.json")):
+            return False
+        known, facts = self.json("run.json"), {"recipe": digest(run), **facts}
+        for name in ("recipe", "data"):
+            if known.get(name) != facts.get(name):
+                raise RunError(
+                    f"{self.url} was made with another {name} ({known.get(name)}, now "
+                    f"{facts.get(name)}). Give this run another name with --run, or go on with "
+                    f"the one that is there: diptych resume {self.url}"
+                )
         return True
 
     def recipe(self, kinds: Kinds) -> "Run":

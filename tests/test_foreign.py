@@ -16,7 +16,7 @@ from diptych.config import plain
 from diptych.data import tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
-from diptych.errors import CheckpointError, RecipeError
+from diptych.errors import CheckpointError, RecipeError, RunError
 from diptych.finetune.bring import bring
 from diptych.finetune.export import pipe, single_file
 from diptych.finetune.recipes import find
@@ -228,6 +228,44 @@ def test_latent_diffusions_pipeline_comes_back(home: Path, text: Text, tmp_path:
     assert bring(str(tmp_path / "ldm"), place, [], data=None, words=None)["first stage"] == "vq"
     ours = painter(place).task.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in task.state_dict().items())
+
+
+def held(home: Path) -> dict[str, bytes]:
+    files = (path for path in home.rglob("*") if path.is_file())
+    return {str(path.relative_to(home)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("fault", ["other file", "other settings", "own run"])
+def test_a_run_that_is_there_is_left_as_it_was(fault: str, single: Path, tmp_path: Path) -> None:
+    """A lone file unpacks its parts into the run's folder: not into that of another run."""
+    import shutil
+
+    shutil.copytree(single, tmp_path / "again")
+    state = load_file(single / "model.safetensors")
+    save_file({name: value + 1 for name, value in state.items()}, tmp_path / "again" / "other")
+    (tmp_path / "again" / "other").rename(tmp_path / "again" / "model.safetensors")
+    place = RunDir(str(tmp_path / "runs" / "mine"))
+    bring(str(single), place, [], data=None, words=None)
+    source, settings = single, list[str]()
+    if fault == "other file":
+        source = tmp_path / "again"
+    elif fault == "other settings":
+        settings = ["steps=2"]
+    else:
+        facts = place.json("run.json")
+        place.put("run.json", {name: facts[name] for name in facts if name != "source"})
+    (Path(place.url) / "tokenizer.json").write_text("precious")
+    before = held(Path(place.url))
+    with pytest.raises(RunError, match="another name with --run"):
+        bring(str(source), place, settings, data=None, words=None)
+    assert held(Path(place.url)) == before
+
+
+def test_the_same_source_may_be_imported_again(single: Path, tmp_path: Path) -> None:
+    place = RunDir(str(tmp_path / "runs" / "mine"))
+    assert bring(str(single), place, [], data=None, words=None) == bring(
+        str(single), place, [], data=None, words=None
+    )
 
 
 def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
