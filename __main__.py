@@ -103,6 +103,9 @@ def export(
     out: Annotated[Path, typer.Option(help="A new folder.")],
     runs: Runs = "runs",
     weights: WeightsOpt = None,
+    data: Annotated[
+        str | None, typer.Option(help="Prove on this data instead of its test data.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Write a run's model for use elsewhere, and prove in a clean process that it is the same.
@@ -111,13 +114,13 @@ def export(
 
         diptych export vqa_easy --to diptych --out exported/vqa_easy
 
-        diptych export my_vilt --to transformers --out exported/my_vilt
+        diptych export my_vilt --to transformers --out exported/my_vilt --data s3://my-bucket/val
     """
     from .cluster.jobs import find
-    from .finetune.score import finished
+    from .finetune.score import unread
     from .finetune.ship import ship
 
-    proof = ship(finished(find(run, runs), weights=weights), to, out)
+    proof = ship(unread(find(run, runs), data=data, weights=weights), to, out)
     show({"folder": str(out), **proof}, json_, title="proof")
 
 

@@ -104,12 +104,15 @@ def _values(
     What the run's folder is to hold besides goes to `later`: nothing is written here.
     """
     own = words_of(found)
-    url = data or _DATA
     values: dict[str, Any] = {
         "name": place.name,
         "start_from": found.url,
         "model": {"kind": "unet"},
-        "data": {"train": url, "test": url, "tokenizer": own or place.at("tokenizer.json")},
+        "data": {
+            "train": data or _DATA,
+            "test": data,
+            "tokenizer": own or place.at("tokenizer.json"),
+        },
         "optim": plain(Optim(lr=1e-5)),
         "steps": 1,
     }

@@ -45,6 +45,12 @@ def require(run: Run) -> None:
             f"{run.name} is of kind {model.kind!r}. A pipeline of diffusers is made of a denoiser "
             "of kind 'unet'."
         )
+    if model.texts:
+        raise ExportError(
+            f"{run.name} reads its texts with frozen encoders (model.texts), which no export to a "
+            "pipeline writes. Export what was trained on it, such as a LoRA (--to kohya), or draw "
+            "with `diptych sample`."
+        )
     if model.text != "clip":
         raise ExportError(
             f"{run.name} has a text encoder of its own ({model.text!r}), which no pipeline of "

@@ -1,5 +1,6 @@
 """A finished run against its test data: every sample once, with the blind controls beside it."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ _MOST_VALUES = 50
 
 @dataclass(frozen=True)
 class Finished:
-    """A run with the weights of its newest checkpoint, and its test data."""
+    """A run with the weights of its newest checkpoint, and where its test data is."""
 
     place: RunDir
     run: Run
@@ -35,7 +36,19 @@ class Finished:
     checkpoint: Checkpoint
     weights: Weights
     task: Task
-    test: Manifest
+    test_url: str | None
+    """None where none is named, which matters to those who read it."""
+
+    @functools.cached_property
+    def test(self) -> Manifest:
+        """Its test data.
+
+        Raises:
+            RunError: none is named.
+        """
+        if not self.test_url:
+            raise _unnamed(self.place)
+        return open_manifest(self.test_url)
 
     @property
     def recipe(self) -> Recipe:
@@ -65,7 +78,7 @@ def finished(
     weights: Weights | None = None,
     step: int | None = None,
 ) -> Finished:
-    """Opens a run for evaluation or export; `data` stands in for the recipe's test data.
+    """Opens a run with its test data, which `data` stands in for.
 
     `weights` are the moving average or the last ones; the average where there is one. `step` is
     that of one of its complete checkpoints; the newest by default.
@@ -74,12 +87,32 @@ def finished(
         RunError: no test data is named anywhere.
         CheckpointError: nothing was kept yet, or no average.
     """
-    test = data or place.recipe(KINDS).data.test
-    if not test:
-        raise RunError(f"{place.url} names no test data. Say --data s3://bucket/folder.")
+    if not (data or place.recipe(KINDS).data.test):
+        raise _unnamed(place)
+    found = unread(place, data=data, weights=weights, step=step)
+    _ = found.test  # opened now, so that what is wrong with it is said now
+    return found
+
+
+def unread(
+    place: RunDir,
+    *,
+    data: str | None = None,
+    weights: Weights | None = None,
+    step: int | None = None,
+) -> Finished:
+    """As `finished`, for an export: its test data is opened by those that ask for it.
+
+    Raises:
+        CheckpointError: nothing was kept yet, or no average.
+    """
     run, text, checkpoint, task = opened(place, weights, step)
     which = kept(checkpoint, weights)
-    return Finished(place, run, text, checkpoint, which, task, open_manifest(test))
+    return Finished(place, run, text, checkpoint, which, task, data or run.data.test)
+
+
+def _unnamed(place: RunDir) -> RunError:
+    return RunError(f"{place.url} names no test data. Say --data s3://bucket/folder.")
 
 
 def opened(

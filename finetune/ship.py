@@ -1,8 +1,9 @@
 """`export`: a finished run into a folder of some target, and the proof that it is the same."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..data.batch import Batch
 from ..errors import ExportError
 from ..pretrain.run import Run
 from ..pretrain.task import Task
@@ -13,10 +14,11 @@ from .target import Target, find_target, new_folder, targets
 
 
 def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, Any]:
-    """Writes the export and proves it on `rows` test samples; returns the proof.
+    """Writes the export and proves it, on `rows` test samples if need be; returns the proof.
 
     Raises:
         RecipeError: no such target.
+        RunError: the proof reads test data, and none is named.
         ExportError: the target does not take such a model, the folder is in use, or the export
             could not be proven.
     """
@@ -26,13 +28,16 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
         "run": found.place.name,
         "steps": found.checkpoint.step,
         "weights": found.weights,
-        "test data": found.run.data.test,
+        "test data": found.test_url or "none",
         "training data digest": found.place.json("run.json").get("data"),
         "recipe digest": found.checkpoint.recipe,
     }
+    reads = getattr(target, "READS", True)
+    if reads:
+        _ = found.test  # opened before anything is written
     new_folder(out)
     target.write(out, run, task, found.text, facts)
-    probe = next(found.batches(limit=rows, rows=rows))
+    probe = next(found.batches(limit=rows, rows=rows)) if reads else cast(Batch, None)
     return target.prove(out, run, task, found.text, probe)
 
 

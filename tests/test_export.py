@@ -23,7 +23,7 @@ from diptych.errors import DataError, DiptychError, ExportError, RecipeError, Ru
 from diptych.finetune.export import folder
 from diptych.finetune.export.folder import Loaded, load
 from diptych.finetune.prove import TOLERANCE, check
-from diptych.finetune.score import Finished, finished, predictions, score
+from diptych.finetune.score import Finished, finished, predictions, score, unread
 from diptych.finetune.ship import ship
 from diptych.pretrain.optim import adamw
 from diptych.pretrain.run import Run
@@ -318,6 +318,39 @@ def test_a_folder_in_use_is_not_written_to(found: Finished, tmp_path: Path) -> N
     with pytest.raises(ExportError, match="is not empty"):
         ship(found, "diptych", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_data_is_named_for_a_proof_that_reads_samples(
+    small: Callable[..., Run], text: Text, keep: Callable[..., RunDir], tmp_path: Path, colors: str
+) -> None:
+    from typer.testing import CliRunner
+
+    from diptych.__main__ import app
+
+    run = small(f"data.train={colors}", "data.test=null", "data.text=question")
+    place = keep(run, run.task(text), text)
+    with pytest.raises(RunError, match="names no test data"):
+        ship(unread(place), "diptych", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    words = ["export", place.url, "--to", "diptych", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, "--data", colors])
+    assert done.exit_code == 0, done.output
+    assert f"| {colors} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_no_data_is_opened_for_a_proof_that_reads_none(
+    text: Text, keep: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Personal runs have no test data, and imported ones name a stand-in for their training's."""
+    from test_export_pipeline import made
+
+    from diptych.finetune.export import pipe
+
+    monkeypatch.setattr(pipe, "prove", lambda *given: {"batch": given[-1]})
+    run, task = made(text, "data.test=null", "data.train=/nowhere")
+    proof = ship(unread(keep(run, task, text)), "diffusers", tmp_path / "out")
+    assert proof == {"batch": None}
+    assert (tmp_path / "out" / "unet" / "config.json").exists()
 
 
 def test_an_unknown_target_names_the_near_one(found: Finished, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_imported_it_is_a_run_that_draws_the_same(
     facts = bring(str(source), place, [], data=None, words=None)
     assert facts["first stage"] == "autoencoder"
     found = painter(place)
-    assert found.run.start_from is None
+    assert (found.run.start_from, found.run.data.test) == (None, None)
     how = Sampling(steps=2, guidance_scale=2)
     ours = found.draw(["a picture", "number 3"], how)
     assert torch.equal(ours, generate(trained[1].eval(), text, ["a picture", "number 3"], how))

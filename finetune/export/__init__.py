@@ -3,7 +3,8 @@
 A target is a module with `NAME`, which `--to` takes; `TAKES`, a sentence of what it takes;
 `require(run)`, which refuses the others; `write(out, run, task, text, facts)`; and
 `prove(out, run, task, text, batch)`, which has a clean process compute the same and returns what
-its proof.json holds. `target.Target` says it in types, and docs/export.md tells what each makes.
+its proof.json holds. With `READS = False` its proof reads no samples, and `batch` is none.
+`target.Target` says it in types, and docs/export.md tells what each makes.
 """
 
 from . import autoencoder as autoencoder

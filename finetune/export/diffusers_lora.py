@@ -23,6 +23,7 @@ from ..target import new_folder
 NAME = "diffusers-lora"
 TAKES = "lora and dora on a unet and its CLIP, lokr on the unet alone"
 ADAPTERS = True
+READS = False
 FILE = "pytorch_lora_weights.safetensors"
 _NOT = {"loha": "diffusers reads no LoHa"}
 

@@ -21,6 +21,7 @@ from ..target import new_folder
 NAME = "embedding"
 TAKES = "tokens alone"
 ADAPTERS = True
+READS = False
 
 
 def require(run: Run) -> None:

@@ -28,6 +28,7 @@ from ..target import new_folder
 NAME = "kohya"
 TAKES = "lora, lokr and loha on a unet and its CLIP"
 ADAPTERS = True
+READS = False
 _NOT = {"dora": "diffusers drops its dora_scale when it reads this layout, and goes on without"}
 _MODULES = {"lora": "networks.lora", "lokr": "lycoris.kohya", "loha": "lycoris.kohya"}
 

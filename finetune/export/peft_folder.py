@@ -22,6 +22,7 @@ from ..target import new_folder
 NAME = "peft"
 TAKES = "lora, dora, lokr and loha of every model"
 ADAPTERS = True
+READS = False
 FILE = "adapter_model.safetensors"
 
 

@@ -23,6 +23,7 @@ from ..target import new_folder
 
 NAME = "diffusers"
 TAKES = "denoisers of kind unet with text=clip"
+READS = False
 
 
 def require(run: Run) -> None:

@@ -27,6 +27,7 @@ from ..target import new_folder
 
 NAME = "single-file"
 TAKES = "denoisers of kind unet with text=clip and a KL autoencoder"
+READS = False
 _FILE = "model.safetensors"
 
 

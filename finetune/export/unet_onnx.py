@@ -28,6 +28,7 @@ from ..target import new_folder
 
 NAME = "onnx"
 TAKES = "denoisers of kind unet"
+READS = False
 _FILE = "model.onnx"
 _ROWS = (1, 2, 5, 64)
 _TRACED = 63
@@ -45,6 +46,11 @@ def require(run: Run) -> None:
         raise ExportError(
             f"{run.name} is told more than time and text (model.{what}), for which the ONNX graph "
             "has no input. Train without it."
+        )
+    if run.model.texts:
+        raise ExportError(
+            f"{run.name} reads its texts with frozen encoders (model.texts), for whose states the "
+            "ONNX graph has no input. Train with --set model.text=clip."
         )
     if run.model.text != "clip":
         raise ExportError(
