@@ -16,10 +16,12 @@ from ..config import digest
 from ..data.draws import normal, row_key
 from ..data.tokens import Text
 from ..errors import ExportError
+from ..pretrain import encoders
 from ..pretrain.denoiser import Denoiser
 from ..pretrain.diffusion.generate import asked
 from ..pretrain.diffusion.sampling import Sampling
 from ..pretrain.diffusion.schedules import Schedule
+from ..pretrain.frozen import require_loaded
 from ..pretrain.models import Unet
 from ..pretrain.objectives import DenoisingDiffusion, RectifiedFlow
 from ..pretrain.run import Run
@@ -45,13 +47,13 @@ def require(run: Run) -> None:
             f"{run.name} is of kind {model.kind!r}. A pipeline of diffusers is made of a denoiser "
             "of kind 'unet'."
         )
-    if model.texts:
+    if model.texts and _clip(model) is None:
         raise ExportError(
-            f"{run.name} reads its texts with frozen encoders (model.texts), which no export to a "
-            "pipeline writes. Export what was trained on it, such as a LoRA (--to kohya), or draw "
-            "with `diptych sample`."
+            f"{run.name} reads its texts with frozen encoders (model.texts) that no pipeline has: "
+            "only one alone of kind 'text' as wide as model.width, with padded=true and layer=-1, "
+            "as Stable Diffusion's CLIP. Draw with `diptych sample`."
         )
-    if model.text != "clip":
+    if not model.texts and model.text != "clip":
         raise ExportError(
             f"{run.name} has a text encoder of its own ({model.text!r}), which no pipeline of "
             "diffusers has: it reads texts without their padding. Train with --set model.text=clip."
@@ -164,9 +166,11 @@ def pipeline(run: Run, task: Task, text: Text) -> Any:
     parts: dict[str, Any] = {
         "unet": unet(task, run),
         "scheduler": scheduler(run.objectives[0]),
-        "tokenizer": tokenizer(text),
     }
-    encoder: Any = task.model.context.clip
+    if record := _clip(_spec(task)):
+        encoder, parts["tokenizer"] = _frozen(record)
+    else:
+        encoder, parts["tokenizer"] = task.model.context.clip, tokenizer(text)
     stage = _spec(task).first_stage.kind
     if stage == "vq":
         return theirs.LDMTextToImagePipeline(vqvae=first_stage(task), bert=encoder.float(), **parts)
@@ -268,6 +272,38 @@ def _prompt(text: Text, number: int) -> str:
     """Words of the vocabulary, so that both know them."""
     words = [word for word in sorted(text.tokenizer.get_vocab()) if word.isalpha()]
     return " ".join(words[(7 * number + 3 * place) % len(words)] for place in range(3))
+
+
+def _clip(model: Denoiser) -> encoders.Text | None:
+    """The frozen encoder of a model that reads texts as Stable Diffusion does."""
+    if len(model.texts) != 1 or model.first_stage.kind == "vq":
+        return None
+    (text,) = model.texts
+    found = text.encoder
+    if not isinstance(found, encoders.Text) or not found.padded or found.layer != -1:
+        return None
+    return found if (text.width, text.weight) == (model.width, 1.0) else None
+
+
+def _frozen(record: encoders.Text) -> tuple[Any, Any]:
+    """A frozen CLIP and its tokenizer, from their folders."""
+    import transformers  # for seconds
+
+    with record.folders() as folders, record.explained():
+        words = transformers.CLIPTokenizer.from_pretrained(
+            str(folders.get("tokenizer", folders["weights"])),
+            local_files_only=True,
+            model_max_length=record.tokens,
+        )
+        loaded: Any = transformers.CLIPTextModel.from_pretrained(
+            str(folders["weights"]),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        made, told = loaded
+        require_loaded(told["missing_keys"])
+        return made.float().eval(), words
 
 
 def _spec(task: Task) -> Denoiser:

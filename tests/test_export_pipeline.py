@@ -164,11 +164,21 @@ def test_onnx_says_what_the_network_says(tmp_path: Path, text: Text, rows: Rows)
     assert [f.name for f in (tmp_path / "out").glob("*.onnx*")] == ["model.onnx"]
 
 
+T5 = {"encoder": {"kind": "text", "weights": "/nowhere"}, "width": 16}
+
+
 @pytest.mark.parametrize(
     ("target", "model", "settings", "said"),
     [
         (pipe, {"text": "blocks"}, [], "--set model.text=clip"),
         (unet_onnx, {"text": "blocks"}, [], "--set model.text=clip"),
+        (
+            pipe,
+            {"text": "blocks", "texts": [T5]},
+            [],
+            r"frozen encoders \(model\.texts\).*padded=true",
+        ),
+        (unet_onnx, {"text": "blocks", "texts": [T5]}, [], r"frozen encoders \(model\.texts\)"),
         (pipe, {}, ["objectives.ddpm.schedule.steps=500"], "schedule.steps=1000"),
         (single_file, {}, [], "holds a KL autoencoder"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_export_pipeline import FACTS, levels, made
+from test_export_pipeline import FACTS, levels, made, written
 from torch import Tensor
 
 from diptych.config import plain
@@ -303,6 +303,9 @@ def test_a_folder_with_clip_keeps_it_frozen_and_learns(
     place = RunDir(str(tmp_path / "runs" / "sd"))
     bring(str(source), place, [], data=None, words=None)
     found = painter(place)
+    proof = written(pipe, tmp_path / "pipe", found.text, found.run, found.task)  # as it came in
+    assert proof["loader"] == "diffusers.StableDiffusionPipeline"
+    assert (tmp_path / "pipe" / "tokenizer" / "tokenizer.json").exists()
     assert (found.run.model.image_size, found.run.objectives[0].kind) == (16, "ddpm")
     task = found.task.train()
     batch = replace_texts(rows(2))

@@ -22,7 +22,7 @@ from ..clean_process import repeat
 from ..target import new_folder
 
 NAME = "diffusers"
-TAKES = "denoisers of kind unet with text=clip"
+TAKES = "denoisers of kind unet with text=clip or a frozen CLIP"
 READS = False
 
 

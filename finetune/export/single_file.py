@@ -26,7 +26,7 @@ from ..clean_process import repeat
 from ..target import new_folder
 
 NAME = "single-file"
-TAKES = "denoisers of kind unet with text=clip and a KL autoencoder"
+TAKES = "denoisers of kind unet with text=clip or a frozen CLIP and a KL autoencoder"
 READS = False
 _FILE = "model.safetensors"
 
