@@ -4,6 +4,7 @@
 spoilt in a way that has cost people their work, and `verify` must say so.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -299,6 +300,25 @@ def test_foreign_files_are_told_what_is_wrong_with_them(tmp_path: Path) -> None:
         (tmp_path / "one").mkdir()
         (tmp_path / "one" / "theirs.bin").write_bytes(b"\x80\x04.")
         verify(tmp_path / "one").require()
+
+
+def test_linked_files_are_proven_too(tmp_path: Path) -> None:
+    """A cache of the hub holds links to files elsewhere."""
+    out, blob = tmp_path / "out", tmp_path / "blob"
+    out.mkdir()
+    save_file({"weight": torch.zeros(2)}, blob)
+    (out / "model.safetensors").symlink_to(blob)
+    sums = {"model.safetensors": hashlib.sha256(blob.read_bytes()).hexdigest()}
+    proof = {"loader": "x", "max_difference": {"model": 0.0}}
+    (out / "proof.json").write_text(json.dumps({**proof, "sha256": sums}))
+    assert verify(out).wrong == []
+    save_file({"weight": torch.ones(2)}, blob)
+    assert verify(out).wrong == ["model.safetensors changed since it was proven (SHA-256)."]
+    for name in ("../blob", str(blob)):
+        (out / "proof.json").write_text(json.dumps({**proof, "sha256": {name: "0"}}))
+        assert verify(out).wrong == [
+            f"proof.json names {name}, which is outside the folder; not read."
+        ]
 
 
 def test_what_loaders_drop_in_silence_is_said(tmp_path: Path) -> None:
