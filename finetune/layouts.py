@@ -1,6 +1,7 @@
 """The layouts of adapter files: which one a file has, and what its loaders want of it."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,10 +9,21 @@ from pathlib import Path
 from typing import Any
 
 _PARTS = re.compile(
-    r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_magnitude_vector|dora_scale"
+    r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_down|lora_mid|lora_up|lora\.down"
+    r"|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|lora_magnitude_vector|dora_scale"
     r"|lokr_\w+|hada_\w+|alpha)(\.weight)?$"
 )
-_PAIRS = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
+_OLD = re.compile(r"(unet\..+)\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
+"""As diffusers wrote until 0.22: alpha was always the rank."""
+_PAIRS = (
+    ("lora_A", "lora_B"),
+    ("lora_embedding_A", "lora_embedding_B"),
+    ("lora_down", "lora_up"),
+    ("lora.down", "lora.up"),
+    ("lora_linear_layer.down", "lora_linear_layer.up"),
+    ("processor.down", "processor.up"),
+)
+_LORA = re.compile(r"(^|[._])lora[._]")
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ def layout(seen: Read) -> str:
         return "kohya"
     if seen.config or any(name.startswith("base_model.model.") for name in names):
         return "peft"
-    if any(_PARTS.search(name) or "lora" in name for name in names):
+    if any(_part(name) or _LORA.search(name) for name in names):
         return "diffusers"
     small = len(names) <= 2 and all(len(shape) <= 2 for shape in seen.shapes.values())
     parts = any(name.endswith((".weight", ".bias")) for name in names)
@@ -44,9 +56,18 @@ def modules(seen: Read) -> dict[str, dict[str, tuple[int, ...]]]:
     """Of each adapted module, the shapes of its parts by their names."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in seen.shapes.items():
-        if match := _PARTS.search(name):
-            found.setdefault(name[: match.start()], {})[match[1]] = shape
+        if part := _part(name):
+            found.setdefault(part[0], {})[part[1]] = shape
     return found
+
+
+def _part(name: str) -> tuple[str, str] | None:
+    """The adapted module that a tensor is of, and which part of its adapter it is."""
+    if old := _OLD.fullmatch(name):
+        layer = "to_out.0" if old[2] == "to_out" else old[2]
+        return f"{old[1]}.{layer}", f"processor.{old[3]}"
+    match = _PARTS.search(name)
+    return (name[: match.start()], match[1]) if match else None
 
 
 def alphas(seen: Read) -> dict[str, float]:
@@ -72,6 +93,8 @@ def _config(seen: Read, module: str, kind: str) -> tuple[str, str, Mapping[str, 
     side, _, name = module.partition(".")
     settings = json.loads(seen.metadata.get("lora_adapter_metadata", "{}"))
     own = {n.partition(".")[2]: v for n, v in settings.items() if n.startswith(f"{side}.")}
+    if not own and "r" in settings:  # of `unet.save_lora_adapter`, which writes no side
+        return "unet", module, settings
     if side == "text_encoder" and not any(  # as newer versions of transformers name CLIP's layers
         n.startswith(f"{side}.text_model.")
         for n in json.loads(seen.metadata.get("diptych", "{}")).get("alphas", {})
@@ -97,7 +120,7 @@ def rules(seen: Read, kind: str) -> Iterator[str]:
     if kind in ("model", "embedding"):
         return
     found = modules(seen)
-    odd = [name for name in seen.shapes if not _PARTS.search(name)]
+    odd = [name for name in seen.shapes if not (_part(name) or _saved_whole(seen, name))]
     if odd:
         yield f"{odd[0]} belongs to no adapter ({len(odd)} such): loaders refuse or drop it."
     for name, parts in found.items():
@@ -107,13 +130,24 @@ def rules(seen: Read, kind: str) -> Iterator[str]:
         yield from _pairs(seen, kind, name, parts)
     if kind == "peft" and not seen.config:
         yield "adapter_config.json is missing beside it: peft cannot know rank and alpha."
-    if kind == "diffusers" and not seen.metadata.get("lora_adapter_metadata"):
+    old = all(part.startswith("processor.") for parts in found.values() for part in parts)
+    if (
+        kind == "diffusers"
+        and not (found and old)
+        and not seen.metadata.get("lora_adapter_metadata")
+    ):
         yield (
             "its metadata has no lora_adapter_metadata, so alpha is lost: diffusers takes it for "
             "the rank."
         )
     if kind == "kohya":
         yield from _kohya(seen, found)
+
+
+def _saved_whole(seen: Read, name: str) -> bool:
+    """Whether a tensor is of a module that peft trained beside the adapter and keeps whole."""
+    whole: list[str] = seen.config.get("modules_to_save") or []
+    return any(re.search(rf"\.{re.escape(each)}\.", name) for each in whole)
 
 
 def _pairs(seen: Read, kind: str, name: str, parts: Mapping[str, Any]) -> Iterator[str]:
@@ -140,8 +174,11 @@ def _kohya(seen: Read, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     told = seen.metadata.get("ss_network_alpha")
     values = {seen.scalars[f"{name}.alpha"] for name in found if f"{name}.alpha" in seen.scalars}
     try:
-        if told is not None and len(values) == 1 and float(told) not in values:
-            yield f"its alphas are {values.pop():g}, ss_network_alpha says {told}."
+        if told in (None, "Dynamic") or len(values) != 1:  # so LyCORIS calls several
+            return
+        (value,) = values
+        if not math.isclose(float(told), value, rel_tol=1e-2):  # it may be rounded to 16 bits
+            yield f"its alphas are {value:g}, ss_network_alpha says {told}."
     except ValueError:
         yield f"ss_network_alpha is no number: {told!r}."
 
@@ -151,6 +188,9 @@ def remarks(seen: Read, kind: str) -> Iterator[str]:
     parts = {part for each in modules(seen).values() for part in each}
     if kind == "kohya" and any(part.startswith(("lokr_", "hada_")) for part in parts):
         yield "it holds LoKr or LoHa, which diffusers refuses: ComfyUI and A1111 read it"
+    sides = ("unet.", "text_encoder", "transformer.")
+    if kind == "diffusers" and not any(name.startswith(sides) for name in seen.shapes):
+        yield "its names have no side: `unet.load_lora_adapter(..., prefix=None)` alone takes it"
 
 
 def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -173,11 +213,11 @@ def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -
         for down, up in _PAIRS:
             if not (down in parts and up in parts):
                 continue
-            if (parts[up][0], parts[down][1]) != (rows, columns):
-                yield (
-                    f"{name} is for a weight of ({parts[up][0]}, {parts[down][1]}), the "
-                    f"base's is ({rows}, {columns})."
-                )
+            made = (parts[up][0], parts[down][1])
+            if down == "lora_embedding_A":  # a table of words is looked up, not multiplied with
+                made = (made[1], made[0])
+            if made != (rows, columns):
+                yield f"{name} is for a weight of {made}, the base's is ({rows}, {columns})."
 
 
 def _embedding(seen: Read, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -205,7 +245,7 @@ def _in_base(
                 own = _config(seen, name, kind)[0]
                 called = [f"base_model.model.{module}"] if own in (side, "model") else []
             else:
-                called = [f"{side}.{module}", f"{side}.text_model.{bare}", f"{side}.{bare}"]
+                called = [f"{side}.{module}", f"{side}.text_model.{bare}", f"{side}.{bare}", module]
             if name in called:
                 return shape
     return None

@@ -302,6 +302,78 @@ def test_foreign_files_are_told_what_is_wrong_with_them(tmp_path: Path) -> None:
         verify(tmp_path / "one").require()
 
 
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+CLIP = "text_model.encoder.layers.0.self_attn.q_proj"
+TABLE = "text_model.embeddings.token_embedding"
+STABLE = {
+    "unet": {"shapes": {f"{UNET}.to_q": (8, 8), f"{UNET}.to_out.0": (8, 8)}},
+    "text_encoder": {"shapes": {CLIP: (8, 8), TABLE: (99, 8)}},
+}
+KOHYA = "lora_unet_" + f"{UNET}.to_q".replace(".", "_")
+ALPHA = {"lora_adapter_metadata": json.dumps({"text_encoder.r": 4, "text_encoder.lora_alpha": 4})}
+BARE = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 4})}
+FOREIGN: dict[str, tuple[list[str], dict[str, str], dict[str, Any]]] = {
+    "scripts of diffusers": (
+        [f"text_encoder.{CLIP}.lora_linear_layer.{p}.weight" for p in ("down", "up")], ALPHA, {},
+    ),
+    "diffusers before 0.22": (
+        [f"unet.{UNET}.processor.to_out_lora.{p}.weight" for p in ("down", "up")], {}, {},
+    ),
+    "save_lora_adapter": ([f"{UNET}.to_q.lora_{p}.weight" for p in "AB"], BARE, {}),
+    "modules_to_save": (
+        [f"base_model.model.{CLIP}.lora_{p}.weight" for p in "AB"]
+        + ["base_model.model.text_model.final_layer_norm.weight"],
+        {}, {"r": 4, "lora_alpha": 8, "modules_to_save": ["final_layer_norm"]},
+    ),
+    "embedding of peft": (
+        [f"base_model.model.{TABLE}.lora_embedding_{p}" for p in "AB"],
+        {}, {"r": 4, "lora_alpha": 8},
+    ),
+    "tucker": (
+        [f"{KOHYA}.lora_{p}.weight" for p in ("down", "up", "mid")] + [f"{KOHYA}.alpha"], {}, {},
+    ),
+    "dynamic alpha": (
+        [f"{KOHYA}.{p}" for p in ("lora_down.weight", "lora_up.weight", "alpha")],
+        {"ss_network_alpha": "Dynamic"}, {},
+    ),
+    "alpha of 16 bits": (
+        [f"{KOHYA}.{p}" for p in ("lora_down.weight", "lora_up.weight", "alpha")],
+        {"ss_network_alpha": "0.1"}, {},
+    ),
+    "a word": (["<flora>"], {}, {}),
+}  # fmt: skip
+
+
+def foreign(name: str) -> Tensor:
+    """A tensor of rank 4 in a layer of 8; of a table of 99 words where it is one of them."""
+    if name.endswith("alpha"):
+        return torch.tensor(0.1).half()
+    if name.endswith(("_A", "_A.weight", "down.weight")):
+        return torch.zeros(4, 99 if "embedding_A" in name else 8)
+    if name.endswith(("_B", "_B.weight", "up.weight")):
+        return torch.zeros(8, 4)
+    return torch.zeros(4, 4, 3, 3) if "mid" in name else torch.zeros(8)
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_others_write_and_load_is_not_refused(case: str, tmp_path: Path) -> None:
+    names, metadata, config = FOREIGN[case]
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: foreign(name) for name in names}, file, metadata=metadata)
+    if config:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert verify(file).wrong == []
+    assert verify(file, STABLE).wrong == []
+    if case == "a word":
+        assert verify(file).layout == "embedding"
+        return
+    lost = [name for name in names if name != names[1]]
+    save_file({name: foreign(name) for name in lost}, file, metadata=metadata)
+    assert "loaders refuse it" in " ".join(verify(file).wrong)
+    other = {side: {"shapes": {"conv_in": (8, 8)}} for side in STABLE}
+    assert "is no module of the base" in " ".join(verify(file, other).wrong)
+
+
 def test_linked_files_are_proven_too(tmp_path: Path) -> None:
     """A cache of the hub holds links to files elsewhere."""
     out, blob = tmp_path / "out", tmp_path / "blob"
