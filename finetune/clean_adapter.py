@@ -110,7 +110,9 @@ def aligned(module: Any) -> None:
 
 def require_whole(stored: int, *modules: Any) -> None:
     """Ends where the modules have not as many tensors of adapters as are stored."""
-    marks = (".lora_A.", ".lora_B.", "lora_magnitude_vector", ".lokr_", ".hada_")
+    marks = (
+        ".lora_A.", ".lora_B.", ".lora_embedding_", "lora_magnitude_vector", ".lokr_", ".hada_",
+    )  # fmt: skip
     names = [n for module in modules for n, _ in module.named_parameters()]
     there = sum(any(mark in name for mark in marks) for name in names)
     if there != stored:

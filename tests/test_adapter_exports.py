@@ -27,6 +27,7 @@ from diptych.data.tokens import Text
 from diptych.errors import ExportError
 from diptych.finetune import adapter_proof
 from diptych.finetune.adapter_proof import keep_probe, probe_view, write_base
+from diptych.finetune.clean_adapter import require_whole
 from diptych.finetune.export import diffusers_lora, embedding, kohya, peft_folder
 from diptych.finetune.parts import KINDS
 from diptych.finetune.sides import sides
@@ -454,6 +455,30 @@ def test_a_module_of_our_own_is_proven_in_peft(text: Text, tmp_path: Path) -> No
     with pytest.raises(ExportError, match="a module of our own that no pipeline"):
         kohya.write(tmp_path / "no", run, task, text, {})
     assert replace(probe_view(run, task, text)).time_B is not None
+
+
+def test_every_tensor_that_peft_keeps_of_words_is_counted(text: Text, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    values = {
+        "name": "my-vlp",
+        "model": {"kind": "vlp", "width": 16, "depth": 1, "heads": 2, "image_size": 16},
+        "objectives": [{"kind": "mlm"}],
+        "adapters": [{"kind": "lora", "rank": 2, "alpha": 8, "targets": ["words"]}],
+        "start_from": "/runs/base",
+        "data": {"train": "/nowhere", "tokenizer": "/nowhere.json"},
+    }
+    run = parse_run(values, KINDS, source="test")
+    task, bare = run.task(text), run.task(text)
+    adapt(task, run.adapters, text)
+    peft_folder.write(tmp_path / "out", run, task, text, {})
+    assert verify(tmp_path / "out").wrong == []
+    stored = load_file(tmp_path / "out" / peft_folder.FILE)
+    assert any("lora_embedding_A" in name for name in stored)
+    made = PeftModel.from_pretrained(bare.model, str(tmp_path / "out"))
+    require_whole(len(stored), made)
+    with pytest.raises(SystemExit, match="keys were lost"):
+        require_whole(len(stored) + 1, made)
 
 
 def test_the_verb_proves_an_export_again_on_the_run_it_stands_on(
