@@ -100,7 +100,7 @@ def demo(
 def export(
     run: RunArg,
     to: Annotated[str, typer.Option(help="Target: diptych, transformers, ...; docs/export.md.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    out: Annotated[str, typer.Option(help="A new local folder.")],
     runs: Runs = "runs",
     weights: WeightsOpt = None,
     data: Annotated[
@@ -119,9 +119,11 @@ def export(
     from .cluster.jobs import find
     from .finetune.score import unread
     from .finetune.ship import ship
+    from .finetune.target import local_folder
 
-    proof = ship(unread(find(run, runs), data=data, weights=weights), to, out)
-    show({"folder": str(out), **proof}, json_, title="proof")
+    folder = local_folder(out)
+    proof = ship(unread(find(run, runs), data=data, weights=weights), to, folder)
+    show({"folder": str(folder), **proof}, json_, title="proof")
 
 
 @app.command()

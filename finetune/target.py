@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any, Protocol, cast
 
 from ..config import unknown
+from ..data import storage
 from ..data.batch import Batch
 from ..data.tokens import Text
 from ..errors import ExportError
@@ -62,6 +63,22 @@ def targets(table: ModuleType) -> list[Target]:
     """All targets of a table of contents."""
     modules = [value for value in vars(table).values() if isinstance(value, ModuleType)]
     return [cast(Target, module) for module in modules if hasattr(module, "NAME")]
+
+
+def local_folder(out: str) -> Path:
+    """The folder that `--out` names.
+
+    Raises:
+        ExportError: it is in a bucket, where no library opens what it has to prove.
+    """
+    if out.startswith("file://"):
+        return storage.local_path(out)
+    if "://" in out:
+        raise ExportError(
+            f"--out {out}: exports are written to a local folder, where a clean process opens "
+            f"them. Name one, then copy it: aws s3 cp --recursive FOLDER {out}"
+        )
+    return Path(out)
 
 
 def new_folder(out: Path) -> None:

@@ -25,6 +25,7 @@ from diptych.finetune.export.folder import Loaded, load
 from diptych.finetune.prove import TOLERANCE, check
 from diptych.finetune.score import Finished, finished, predictions, score, unread
 from diptych.finetune.ship import ship
+from diptych.finetune.target import local_folder
 from diptych.pretrain.optim import adamw
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
@@ -318,6 +319,22 @@ def test_a_folder_in_use_is_not_written_to(found: Finished, tmp_path: Path) -> N
     with pytest.raises(ExportError, match="is not empty"):
         ship(found, "diptych", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_export_is_written_to_a_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from diptych.__main__ import app
+
+    monkeypatch.chdir(tmp_path)
+    out = "s3://bucket/exports"
+    done = CliRunner().invoke(app, ["export", "mine", "--to", "diptych", "--out", out])
+    assert isinstance(done.exception, ExportError) and "local folder" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+    assert local_folder(f"file://{tmp_path}/out") == tmp_path / "out"
+    assert local_folder("exported/my run") == Path("exported/my run")
 
 
 def test_data_is_named_for_a_proof_that_reads_samples(
