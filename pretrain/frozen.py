@@ -6,9 +6,10 @@ looked at. A frozen part is no submodule of a task, so that no engine and no che
 
 import contextlib
 import hashlib
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .. import config
@@ -20,6 +21,8 @@ STAGE = "first_stage"
 """Where in its folder a run that trained a first stage leaves it, as diffusers has it."""
 _DATA = (".safetensors", ".json", ".txt", ".model")
 """Files of a folder of weights that a library may see; pickles and code it may not."""
+_VARIANT = re.compile(r"(diffusion_pytorch_model|model)\.\w+\.safetensors")
+"""As `save_pretrained(..., variant="fp16")` names them."""
 
 
 class Frozen(Part):
@@ -115,9 +118,10 @@ def _local(url: str) -> Iterator[Path]:
             )
     folder, _, file = url.rpartition("/") if url.endswith(".safetensors") else (url, "", "")
     names = [file] if file else [n for n in storage.children(url) if n.endswith(_DATA)]
+    called = {} if file else _called(names)
     with tempfile.TemporaryDirectory(prefix="diptych-weights-") as home:
         for name in names:
-            place = Path(home) / name
+            place = Path(home) / called.get(name, name)
             if storage.is_local(url):
                 source = storage.local_path(storage.join(folder, name))
                 if source.is_file():
@@ -126,6 +130,18 @@ def _local(url: str) -> Iterator[Path]:
                 with storage.open_read(storage.join(folder, name)) as read, open(place, "wb") as to:
                     shutil.copyfileobj(read, to, 8 << 20)
         yield Path(home)
+
+
+def _called(names: Sequence[str]) -> dict[str, str]:
+    """What libraries look for in place of a variant: `model.safetensors` for a lone
+    `model.fp16.safetensors`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := _VARIANT.fullmatch(name):
+            found.setdefault(f"{match[1]}.safetensors", []).append(name)
+    return {
+        each[0]: plain for plain, each in found.items() if len(each) == 1 and plain not in names
+    }
 
 
 def _require_safetensors(folder: Path, url: str) -> None:

@@ -290,6 +290,8 @@ def test_a_folder_with_clip_keeps_it_frozen_and_learns(
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (source / "text_encoder" / name).rename(source / "tokenizer" / name)
     shutil.copytree(home / "vae", source / "vae")
+    for file in (source / "vae" / "diffusion_pytorch_model", source / "text_encoder" / "model"):
+        Path(f"{file}.safetensors").rename(f"{file}.fp16.safetensors")
     UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
