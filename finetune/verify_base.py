@@ -84,22 +84,34 @@ def open_base(url: str) -> Base:
 def prove_again(out: Path, base: Base) -> dict[str, Any] | None:
     """Repeats the proof of an export on a base, in a clean process; None where there is no probe.
 
-    The export stays as it is.
+    A pipeline stands on no base: it draws its latents again. The export stays as it is.
 
     Raises:
         ExportError: it is not loaded whole, or computes something else.
     """
     if not (out / "proof" / "probe.json").exists():
         return None
-    needed = json.loads((out / "proof" / "probe.json").read_text()).get("sides", {})
+    probe = json.loads((out / "proof" / "probe.json").read_text())
+    needed = probe.get("sides", {})
+    if not needed and not _is_pipeline(probe):
+        return None
     lacking = [side for side in needed if side not in base.sides]
     if lacking:
         raise ExportError(f"--base {base.url} has no {lacking[0]}, which {out} is an adapter of.")
     with tempfile.TemporaryDirectory(prefix="diptych-verify-") as home:
         copy, there = Path(home) / "export", Path(home) / "base"
         shutil.copytree(out, copy)
+        if not needed:
+            return repeat(copy, "clean_pipeline.py")
         Base(base.url, {side: base.sides[side] for side in needed}, base.ours).write(there)
         return repeat(copy, script(needed), str(there))
+
+
+def _is_pipeline(probe: Mapping[str, Any]) -> bool:
+    """Whether a probe is that of a pipeline as ours are written: no other file is opened."""
+    kinds = ("StableDiffusionPipeline", "LDMTextToImagePipeline")
+    ours = probe.get("single_file", "model.safetensors") == "model.safetensors"
+    return probe.get("pipeline") in kinds and ours
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from diptych.finetune import pipeline
 from diptych.finetune.clean_pipeline import main as check
 from diptych.finetune.export import pipe, single_file, unet_onnx
 from diptych.finetune.parts import KINDS
+from diptych.finetune.verify_base import Base, prove_again
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
 from diptych.pretrain.task import Task
@@ -118,6 +119,13 @@ def test_stable_diffusion_draws_what_was_trained(
     assert (said["prediction_type"], said["timestep_spacing"]) == ("v_prediction", "trailing")
     assert json.loads((out / "vae" / "config.json").read_text())["scaling_factor"] == 0.7
     assert json.loads((out / "unet" / "config.json").read_text())["sample_size"] == 8
+    base = Base("nowhere", {})  # a whole pipeline stands on none: it is drawn again
+    again_there = prove_again(out, base)
+    assert again_there and again_there["max_difference"] == proof["max_difference"]
+    (out / "proof" / "probe.json").rename(out / "probe.json")
+    (out / "proof" / "probe.json").write_text("{}")
+    assert prove_again(out, base) is None
+    (out / "probe.json").rename(out / "proof" / "probe.json")
     said["prediction_type"] = "epsilon"
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
     with pytest.raises(ExportError, match="latents differ by"):
