@@ -225,7 +225,7 @@ def _embedding(seen: Read, base: Mapping[str, Mapping[str, Any]]) -> Iterator[st
     shapes: Mapping[str, tuple[int, ...]] = base.get("text_encoder", {}).get("shapes", {})
     widths = [shape[1] for name, shape in shapes.items() if name.endswith("token_embedding")]
     for name, shape in seen.shapes.items():
-        if widths and shape[-1] not in widths:
+        if widths and shape and shape[-1] not in widths:  # A1111 keeps a step beside its words
             yield f"{name} is {shape[-1]} wide, the base's words are {widths[0]}."
 
 

@@ -410,6 +410,8 @@ def test_what_loaders_drop_in_silence_is_said(tmp_path: Path) -> None:
     words = {"text_encoder": {"shapes": {"text_model.embeddings.token_embedding": (99, 32)}}}
     assert verify(file).layout == "embedding" and not verify(file).wrong
     assert "is 768 wide, the base's words are 32" in " ".join(verify(file, words).wrong)
+    save_file({"emb_params": torch.ones(2, 32), "step": torch.tensor(3)}, file)
+    assert verify(file, words).wrong == []
 
 
 def test_new_words_load_into_diffusers(text: Text, tmp_path: Path) -> None:
