@@ -116,9 +116,10 @@ def _values(
         "optim": plain(Optim(lr=1e-5)),
         "steps": 1,
     }
-    if found.has("scheduler"):
+    named = any(each.startswith("objectives=") for each in settings)
+    if found.has("scheduler") and not named:
         values["objectives"] = [objective_values(found.config("scheduler"))]
-    else:
+    elif not named:
         values["objectives"] = [{"kind": "ddpm", "schedule": _SD1}]
     said = override(values, settings)
     if not own and said["data"]["tokenizer"] == place.at("tokenizer.json"):

@@ -150,6 +150,11 @@ def objective_values(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config.get("_class_name", "")
     if config.get("use_flow_sigmas") or str(name).startswith("FlowMatch"):
         return {"kind": "flow", "shift": config.get("flow_shift", config.get("shift", 1.0))}
+    if config.get("trained_betas"):
+        raise RecipeError(
+            f"scheduler {name}: it lists its betas (trained_betas), and no schedule here is such a "
+            "list. Name objectives, with the schedule that comes nearest."
+        )
     predict = config.get("prediction_type", "epsilon")
     if predict not in _PREDICTS:
         raise RecipeError(f"scheduler {name}: nothing here predicts {predict!r}. Name objectives.")

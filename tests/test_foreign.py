@@ -19,6 +19,7 @@ from diptych.data.tokens import Text
 from diptych.errors import CheckpointError, RecipeError, RunError
 from diptych.finetune.bring import bring
 from diptych.finetune.export import pipe, single_file
+from diptych.finetune.foreign_recipe import objective_values
 from diptych.finetune.recipes import find
 from diptych.finetune.sample import painter
 from diptych.finetune.start import fresh_task
@@ -266,6 +267,20 @@ def test_the_same_source_may_be_imported_again(single: Path, tmp_path: Path) -> 
     assert bring(str(single), place, [], data=None, words=None) == bring(
         str(single), place, [], data=None, words=None
     )
+
+
+def test_a_schedule_that_is_a_list_is_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "pipe")
+    file = tmp_path / "pipe" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_betas": [0.1, 0.2]}))
+    place = RunDir(str(tmp_path / "run"))
+    with pytest.raises(RecipeError, match="lists its betas"):
+        bring(str(tmp_path / "pipe"), place, [], data=None, words=None)
+    settings = ["objectives=[{kind: ddpm}]"]
+    assert bring(str(tmp_path / "pipe"), place, settings, data=None, words=None)["run"] == place.url
+    assert objective_values({"trained_betas": None})["kind"] == "ddpm"
 
 
 def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
