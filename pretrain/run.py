@@ -213,8 +213,7 @@ class Run(Record):
             raise ValueError(f"adapters ({kinds}) stand on a base; name its run with start_from")
         if len(set(self.new_words)) < len(self.new_words):
             raise ValueError(f"adapters add a word twice: {', '.join(self.new_words)}")
-        odd = [s for s in self.data.buckets.sizes if any(n % self.model.multiple for n in s)]
-        if odd:
+        if odd := [s for s in self.data.buckets.sizes if any(n % self.model.multiple for n in s)]:
             raise ValueError(
                 f"data.buckets.sizes {odd[0]} is not a multiple of {self.model.multiple}, as model "
                 f"{self.model.kind!r} needs"

@@ -190,7 +190,7 @@ def test_what_reads_a_dataset_whole_passes_by_its_quarantine(
     quarantine(manifest, "00000.tar", "000002", "no caption")
     run = small("objectives=[{kind: prefix}]")
     nowhere: Any = None  # no folder and no checkpoint
-    found = Finished(nowhere, run, text, nowhere, "raw", run.task(text).eval(), manifest)
+    found = Finished(nowhere, run, text, nowhere, "raw", run.task(text).eval(), manifest.url)
     assert [batch.rows for batch in found.batches()] == [5]
     assert len(gallery.captioned(found, greedy)) == len(ngram_table.captions(manifest)) == 5
     assert list(records(manifest)) == [json.loads(m["json"]) for k, m in shard if k != "000002"]

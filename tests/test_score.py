@@ -30,7 +30,7 @@ def test_pictures_of_a_test_are_cut_in_the_middle_and_never_flipped(
     shard = [(f"{n:03d}", {"png": _noise(n), "txt": b"a picture"}) for n in range(4)]
     manifest, run = dataset([shard]), small(f"data.pixels.{pixels}")
     nowhere: Any = None  # no folder and no checkpoint
-    found = Finished(nowhere, run, text, nowhere, "raw", run.task(text), manifest)
+    found = Finished(nowhere, run, text, nowhere, "raw", run.task(text), manifest.url)
     [batch], [plain] = found.batches(), once(manifest, text, small().rows)
     [trained] = once(manifest, text, run.rows)
     assert torch.equal(batch.image_BCHW, plain.image_BCHW)
