@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -64,6 +64,8 @@ def verify(path: Path, base: Mapping[str, Mapping[str, Any]] | None = None) -> V
     for file in stored:
         try:
             _file(found, file, base)
+        except ExportError as err:
+            found.wrong.append(str(err))
         except (SafetensorError, OSError, ValueError) as err:
             found.wrong.append(f"{file.name} is no whole safetensors file: {err}.")
     if not stored and not found.wrong:
@@ -73,7 +75,11 @@ def verify(path: Path, base: Mapping[str, Mapping[str, Any]] | None = None) -> V
 
 
 def read(file: Path) -> Read:
-    """Shapes and metadata of a safetensors file, and the tensors that are single numbers."""
+    """Shapes and metadata of a safetensors file, and the tensors that are single numbers.
+
+    Raises:
+        ExportError: the adapter_config.json beside it is damaged.
+    """
     with safe_open(file, framework="pt") as opened:
         metadata = dict(opened.metadata() or {})
         names: list[str] = list(opened.keys())
@@ -81,9 +87,19 @@ def read(file: Path) -> Read:
         scalars = {
             name: float(opened.get_tensor(name)) for name, shape in shapes.items() if shape == ()
         }
-    beside = file.parent / "adapter_config.json"
-    config = json.loads(beside.read_text()) if beside.exists() else {}
-    return Read(file, shapes, metadata, scalars, config)
+    return Read(file, shapes, metadata, scalars, _config(file.parent / "adapter_config.json"))
+
+
+def _config(beside: Path) -> dict[str, Any]:
+    if not beside.exists():
+        return {}
+    try:
+        found = json.loads(beside.read_text())
+    except ValueError as err:
+        raise ExportError(f"{beside.name} is damaged: {err}. Copy it again.") from err
+    if not isinstance(found, dict):
+        raise ExportError(f"{beside.name} is damaged: no JSON object. Copy it again.")
+    return cast(dict[str, Any], found)
 
 
 def _file(found: Verdict, file: Path, base: Mapping[str, Mapping[str, Any]] | None) -> None:

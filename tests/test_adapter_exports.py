@@ -375,6 +375,14 @@ def test_what_others_write_and_load_is_not_refused(case: str, tmp_path: Path) ->
     assert "is no module of the base" in " ".join(verify(file, other).wrong)
 
 
+@pytest.mark.parametrize("blob", ["{", "[]"])
+def test_damaged_settings_are_not_blamed_on_the_weights(blob: str, tmp_path: Path) -> None:
+    save_file({"base_model.model.a.lora_A.weight": torch.ones(2, 4)}, tmp_path / "a.safetensors")
+    (tmp_path / "adapter_config.json").write_text(blob)
+    (wrong,) = verify(tmp_path).wrong
+    assert wrong.startswith("adapter_config.json is damaged")
+
+
 def test_linked_files_are_proven_too(tmp_path: Path) -> None:
     """A cache of the hub holds links to files elsewhere."""
     out, blob = tmp_path / "out", tmp_path / "blob"
