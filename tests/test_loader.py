@@ -97,7 +97,7 @@ def test_a_field_can_be_the_text(plan: Plan, text: Text) -> None:
     recipe = Recipe(text="question", image_size=4, seed=3)
     _, batch = next(iter(Loader(plan, text, recipe, stop=1)))
     number = int(batch.keys[0].rpartition("/")[2])
-    assert text.decode(batch.tokens_BL[0].tolist()) == f"is it number {number} ?"
+    assert text.decode(batch.tokens_BL[0].tolist()) == f"is it number {number}?"
     assert batch.image_BCHW.shape == (BATCH, 3, 4, 4)
 
 
