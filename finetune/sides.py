@@ -71,13 +71,22 @@ class Side:
         rank, alpha = (Counter(t.values()).most_common(1)[0][0] for t in (ranks, alphas))
         shared = {
             "r": rank,
-            "target_modules": "|".join(self._whole(n) for n in sorted(ranks)),  # a list: of ends
+            "target_modules": self._targets(sorted(ranks)),
             "rank_pattern": {f"^{self._whole(n)}": r for n, r in ranks.items() if r != rank},
             "alpha_pattern": {f"^{self._whole(n)}": a for n, a in alphas.items() if a != alpha},
         }
         made = self.adapter.model_copy(update={"rank": rank, "alpha": alpha}).config(shared)
         values = made.to_dict() | {"inference_mode": True}
         return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+
+    def _targets(self, own: list[str]) -> list[str] | str:
+        """The adapted modules. peft takes each name of a list for the end of any name, so where
+        another module's ends alike they are one regular expression of whole names."""
+        ends = [name.removeprefix(_STATE) for name in own]
+        others = {name for name, _ in self.module.named_modules()} - set(own)
+        if any(other.endswith(f".{end}") for other in others for end in ends):
+            return "|".join(map(self._whole, own))
+        return ends
 
     def _whole(self, name: str) -> str:
         """A regular expression of a module's whole name; of CLIP's, as any transformers has it."""

@@ -40,7 +40,7 @@ def gates(cell: torch.nn.LSTMCell, x: Tensor, h: Tensor, c: Tensor) -> tuple[Ten
 
 def test_show_and_tell_is_the_papers() -> None:
     torch.manual_seed(0)
-    head: Any = ShowTell(width=6, dropout=0).head(Sizes(width=8, vocabulary=20))
+    head: Any = ShowTell(width=6, dropout=0).head(Sizes(width=8, vocabulary=20, regions=8))
     regions, tokens = torch.randn(1, 4, 8), torch.tensor([[2, 7, 9]])
     real = torch.tensor([[True, True, True, False]])
     found = head.words(head(regions, real, tokens).states_BLH)[0]
@@ -53,7 +53,7 @@ def test_show_and_tell_is_the_papers() -> None:
 def test_show_attend_and_tell_is_the_papers() -> None:
     torch.manual_seed(0)
     objective = AttendTell(width=6, dropout=0, penalty=0.5)
-    head: Any = objective.head(Sizes(width=8, vocabulary=20))
+    head: Any = objective.head(Sizes(width=8, vocabulary=20, regions=8))
     regions, tokens = torch.randn(1, 4, 8), torch.tensor([[2, 7, 9]])
     real = torch.tensor([[True, True, True, False]])
     read = head(regions, real, tokens)
