@@ -83,8 +83,8 @@ def t2i_tiny20() -> Run:
     python scripts/tiny20.py
     diptych train t2i_tiny20 --shape one      1 CPU core: about 90 minutes
 
-    Expected (not measured yet, see docs/LOG.md): samples of the right class more often than the
-    5 % of chance.
+    Expected (docs/LOG.md, 2026-12-01; chance is 5 %): of samples at guidance 1, 3 and 5, 36, 84 and
+    92 % are what was asked for to `classifier_tiny`, which is right on 73 % of the test photos.
     """
     return Run(
         name="t2i_tiny20",
@@ -114,8 +114,8 @@ def classifier_tiny() -> Run:
     diptych train classifier_tiny --shape one     1 CPU core: about 10 minutes
     diptych sample t2i_tiny20 --classifier classifier_tiny --class goldfish
 
-    Expected (not measured in full, see docs/LOG.md of 2026-11-26): far more than the 5 % of chance
-    in the cleanest quarter of the timesteps.
+    Expected (docs/LOG.md, 2026-12-01): right on 73 % of the 1,000 test photos without noise, where
+    chance is 5 %.
     """
     return Run(
         name="classifier_tiny",
