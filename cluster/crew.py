@@ -107,10 +107,11 @@ class Crew:
         After too many that died as they started, `broken` says why and none is asked for again.
         """
         for member in [member for member in self._members if not member.node]:
-            done, _ = ray.wait([member.warm], timeout=0)
+            if not ray.wait([member.warm], timeout=0)[0]:
+                continue
             try:
-                member.node = ray.get([member.born, member.warm])[0] if done else ""
-                self._born_dead = 0 if done else self._born_dead
+                member.node = ray.get([member.born, member.warm])[0]
+                self._born_dead = 0
             except RayError as err:
                 self.drop(member)
                 self._born_dead += 1

@@ -116,7 +116,7 @@ def retrieve(
     found = finished(find(run, runs), data=data, weights=weights)
     parts = list[Any]()
     with bar("read", min(limit or found.test.samples, found.test.samples)) as told:
-        for batch in gallery.batches(found, limit):
+        for batch in found.batches(limit, gallery.ROWS):
             parts.append(batch)
             told(batch.rows)
     test = joined(parts)

@@ -9,15 +9,15 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import Field
 
 from ..config import Record
 from ..errors import DataError, ShardError
-from . import storage
-from .index import Manifest, open_lines
+from . import records, storage
+from .index import Manifest, Shard, open_lines
 from .plan import Plan, Ref, Source
 
 QUARANTINE = "quarantine.jsonl"
@@ -80,9 +80,8 @@ class Holes:
 
     def reasons(self) -> dict[str, str]:
         """Why samples are left out, by `shard/key` as batches have it."""
-        names = [f"{source.name}/" if source.name else "" for source in self.plan.sources]
         named = {
-            f"{names[number]}{shard}/{key}": f"in quarantine: {reason}"
+            f"{self.plan.sources[number].label(shard)}/{key}": f"in quarantine: {reason}"
             for (number, shard, key), reason in self.quarantined.items()
         }
         with self._lock:
@@ -145,9 +144,9 @@ class Holes:
 
     def _require_source(self, source: Source, met: Mapping[str, int]) -> None:
         """Holds the damaged samples of each shard, by its label, against the budgets."""
-        prefix, total = f"{source.name}/" if source.name else "", 0
+        total = 0
         for shard in source.manifest.shards:
-            label = prefix + storage.name(shard.url)
+            label = source.label(shard.url)
             here, allowed = met.get(label, 0), math.floor(self.budget.shard * shard.samples)
             total += here
             if here > allowed:
@@ -185,9 +184,21 @@ def quarantined(manifest: Manifest) -> list[Hole]:
         ) from err
 
 
-def left_out(manifest: Manifest) -> frozenset[tuple[str, str]]:
-    """(name of the shard, key) of each sample in the dataset's quarantine."""
-    return frozenset((hole.shard, hole.key) for hole in quarantined(manifest))
+def samples(
+    manifest: Manifest, shards: Iterable[Shard] | None = None
+) -> Iterator[tuple[Shard, records.Record, dict[str, bytes]]]:
+    """Every sample that is not in the dataset's quarantine: its shard, its record, its members.
+
+    Args:
+        manifest: the dataset.
+        shards: only these of it; each is read once, from end to end.
+    """
+    skipped = {(hole.shard, hole.key) for hole in quarantined(manifest)}
+    for shard in manifest.shards if shards is None else shards:
+        with storage.open_read(shard.url) as file, storage.explained(shard.url):
+            for record, members in records.scan(file, shard=shard.url):
+                if (storage.name(shard.url), record.key) not in skipped:
+                    yield shard, record, members
 
 
 def quarantine(manifest: Manifest, shard: str, key: str, reason: str) -> Hole:

@@ -34,6 +34,10 @@ class Source(NamedTuple):
     loss: float | None = None
     """What the mean loss of its own rows counts in the whole; None where all rows count alike."""
 
+    def label(self, shard: str) -> str:
+        """A shard, by its URL or its name, as keys and ledgers name it."""
+        return f"{self.name}/{storage.name(shard)}" if self.name else storage.name(shard)
+
 
 class Ref(NamedTuple):
     """One visit of one sample."""
@@ -178,8 +182,7 @@ class Plan:
     def label(self, ref: Ref) -> str:
         """The shard of a visit as keys and ledgers name it."""
         source = self.sources[ref.source]
-        name = storage.name(source.manifest.shards[ref.shard].url)
-        return f"{source.name}/{name}" if source.name else name
+        return source.label(source.manifest.shards[ref.shard].url)
 
     def _refs(self, step: int, first: int, last: int) -> list[Ref]:
         rows = self._sorted(step)[first:last].tolist()

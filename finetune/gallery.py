@@ -16,10 +16,9 @@ import torch
 from ..data import decode, storage
 from ..data.batch import Batch
 from ..data.draws import row_key
-from ..data.holes import left_out
+from ..data.holes import samples
 from ..data.index import Manifest, Shard, entries
-from ..data.loader import once
-from ..data.records import Record, scan
+from ..data.records import Record
 from ..data.tokens import Text
 from ..data.transforms import Frame, frame
 from ..errors import DataError, RunError
@@ -27,6 +26,9 @@ from ..pretrain.run import Run
 from .caption import Decoder, captions
 from .decode import beam
 from .score import Finished, still
+
+ROWS = 64
+"""Pictures that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,6 @@ class Caption:
     text: str
     references: tuple[str, ...]
     """What the test data say of it."""
-
-
-def batches(found: Finished, limit: int | None = None, rows: int = 64) -> Iterator[Batch]:
-    """Every sample of the test once, or the first `limit`, without those that were left out."""
-    for batch in once(found.test, found.text, still(found.run), limit=limit, batch=rows):
-        if (there := batch.present()).rows:
-            yield there
 
 
 def captioned(
@@ -71,7 +66,7 @@ def captioned(
     same = pictures(found.test, limit)
     texts = references(found.test, field or found.run.data.text, limit)
     seen, written = set[Hashable](), list[Caption]()
-    for batch in batches(found, limit):
+    for batch in found.batches(limit, ROWS):
         first = dict[Hashable, int]()
         for row, key in enumerate(batch.keys):
             if same[key] not in seen:
@@ -114,14 +109,10 @@ def references(
     Raises:
         DataError: a sample without the field.
     """
-    found, skipped = defaultdict[Hashable, list[str]](list), left_out(manifest)
-    for shard in _shards(manifest, limit):
-        with storage.open_read(shard.url) as file, storage.explained(shard.url):
-            for record, members in scan(file, shard=shard.url):
-                if (_label(shard), record.key) in skipped:
-                    continue
-                key = f"{_label(shard)}/{record.key}"
-                found[_picture(record, key)] += _texts(members, field, key)
+    found = defaultdict[Hashable, list[str]](list)
+    for shard, record, members in samples(manifest, _shards(manifest, limit)):
+        key = f"{_label(shard)}/{record.key}"
+        found[_picture(record, key)] += _texts(members, field, key)
     return dict(found)
 
 

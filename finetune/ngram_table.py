@@ -10,9 +10,8 @@ from hashlib import blake2b
 from typing import Any
 
 from ..data import storage
-from ..data.holes import left_out
+from ..data.holes import samples
 from ..data.index import Manifest
-from ..data.records import scan
 from ..errors import DataError
 from .metrics.cider import CiderD, weights
 from .metrics.ngrams import Ngrams
@@ -48,16 +47,11 @@ def captions(manifest: Manifest, field: str | None = None) -> list[list[str]]:
         DataError: a sample has no caption there.
     """
     by_picture: defaultdict[bytes, list[str]] = defaultdict(list)
-    skipped = left_out(manifest)
-    for shard in manifest.shards:
-        with storage.open_read(shard.url) as file, storage.explained(shard.url):
-            for record, members in scan(file, shard=shard.url):
-                if (storage.name(shard.url), record.key) in skipped:
-                    continue
-                picture = next((members[e] for e in _IMAGES if e in members), record.key.encode())
-                texts = _texts(members, field, f"{storage.shown(shard.url)}/{record.key}")
-                known = by_picture[blake2b(picture, digest_size=16).digest()]
-                known.extend(text for text in texts if text not in known)
+    for shard, record, members in samples(manifest):
+        picture = next((members[e] for e in _IMAGES if e in members), record.key.encode())
+        texts = _texts(members, field, f"{storage.shown(shard.url)}/{record.key}")
+        known = by_picture[blake2b(picture, digest_size=16).digest()]
+        known.extend(text for text in texts if text not in known)
     return list(by_picture.values())
 
 

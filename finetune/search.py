@@ -15,7 +15,7 @@ from ..data import decode, storage
 from ..data.batch import Batch
 from ..data.index import Manifest, entries
 from ..data.preview import row, thumbnail
-from .gallery import batches, pictures
+from .gallery import ROWS, pictures
 from .retrieve import embeddings
 from .score import Finished
 
@@ -52,7 +52,7 @@ def nearest(
     sides = dict(zip(("image", "text"), embeddings(found.task, [query]), strict=True))
     asked_E = sides[asks][0]
     scores = dict[str, float]()
-    for batch in batches(found, limit):
+    for batch in found.batches(limit, ROWS):
         sides = dict(zip(("image", "text"), embeddings(found.task, [batch]), strict=True))
         near_B = torch.nan_to_num(sides[finds] @ asked_E, nan=-1.0)
         scores |= zip(batch.keys, near_B.tolist(), strict=True)

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..data import storage
-from ..data.holes import left_out
+from ..data.holes import samples
 from ..data.index import Manifest
-from ..data.records import scan
 from ..errors import DataError
 from .heads.vqa import people
 from .metrics.answers import targets
@@ -51,12 +50,9 @@ def records(manifest: Manifest) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: a record that is no JSON object.
     """
-    skipped = left_out(manifest)
-    for shard in manifest.shards:
-        with storage.open_read(shard.url) as file, storage.explained(shard.url):
-            for record, members in scan(file, shard=shard.url):
-                if "json" in members and (storage.name(shard.url), record.key) not in skipped:
-                    yield _parsed(members["json"], f"{storage.shown(shard.url)}/{record.key}.json")
+    for shard, record, members in samples(manifest):
+        if "json" in members:
+            yield _parsed(members["json"], f"{storage.shown(shard.url)}/{record.key}.json")
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:

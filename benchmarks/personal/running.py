@@ -84,7 +84,7 @@ def _wishes(cell: Cell, means: Means) -> Wishes:
     word, _, keys = SUBJECTS[cell.subject]
     values = {"class_word": word, "prompt": "{identifier} {word}", "class_images": 32}
     values |= {"steps": means.steps, "looks": means.looks, "batch": means.batch, "seed": cell.seed}
-    values |= {name: value for name, value in cell.settings.items()}
+    values |= cell.settings
     values.pop("set", None)
     if values.pop("real", False):
         values |= {"class_from": means.data, "class_only": keys}

@@ -46,9 +46,10 @@ class Folder:
         except OSError as err:
             yield bad_row(inner or ".", "folder cannot be read", str(err.strerror))
             return
-        for entry in filter(_loops, entries):
-            yield bad_row(inner + entry.name, "link to itself", "remove it")
-        entries = [entry for entry in entries if not _loops(entry)]
+        looped = {entry.name for entry in entries if _loops(entry)}
+        for name in sorted(looped):
+            yield bad_row(inner + name, "link to itself", "remove it")
+        entries = [entry for entry in entries if entry.name not in looped]
         files = [entry.name for entry in entries if not entry.is_dir()]
         for name in files:
             if name in METADATA:

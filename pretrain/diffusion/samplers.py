@@ -315,18 +315,25 @@ def run_scheduler(
 
 def _stepped(made: Any, said: Tensor, t: Tensor, x: Tensor, options: dict[str, Any]) -> Tensor:
     """x after a step of a scheduler, which only now says what it cannot, or gives NaNs for it."""
-    where = f"diffusers' {type(made).__name__} at timestep {float(t):g}"
-    instead = "Draw with the model's own sampler, or with DPMSolverMultistepScheduler."
     try:
         x = made.step(said, t, x, **options).prev_sample
     except (ValueError, NotImplementedError) as err:
-        raise RecipeError(f"{where}: {err}. {instead}") from err
+        raise _unfit(made, t, f": {err}.") from err
     if not bool(x.isfinite().all()):
-        raise RecipeError(
-            f"{where} gives numbers that are not finite: it does not know this schedule, such as "
-            f"one of zero terminal SNR, or the weights are broken. {instead}"
+        raise _unfit(
+            made,
+            t,
+            " gives numbers that are not finite: it does not know this schedule, such as one of "
+            "zero terminal SNR, or the weights are broken.",
         )
     return x
+
+
+def _unfit(made: Any, t: Tensor, why: str) -> RecipeError:
+    return RecipeError(
+        f"diffusers' {type(made).__name__} at timestep {float(t):g}{why} Draw with the model's own "
+        "sampler, or with DPMSolverMultistepScheduler."
+    )
 
 
 def _scheduler_class(name: str) -> Any:
