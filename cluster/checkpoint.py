@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..data import storage
-from ..errors import CheckpointError, ClusterError
+from ..errors import CheckpointError, ClusterError, StorageError
 from ..pretrain import checkpoint as form
 from ..pretrain import slices
 from ..pretrain.checkpoint import Checkpoint
@@ -58,10 +58,14 @@ class Writer:
     journal: Journal
     stream: Callable[[int], dict[str, Any]]
     """Where the stream stands after a step: `Plan.state`."""
+    say: Callable[[str], None] = print
+    """Told, in the training thread, of older checkpoints that could not be deleted."""
     timeout_s: float = 600.0
     fault: Exception | None = None
     rate: float = 0.0
     """Bytes a second at which this rank's share of the last checkpoint was stored; 0 before one."""
+    _stays: str = ""
+    """Why older checkpoints are still there."""
     _host: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """What snapshots are copied into: one at a time, so it is used again and again."""
 
@@ -113,6 +117,9 @@ class Writer:
 
     def raise_fault(self) -> None:
         """Raises what went wrong behind the step, in the step."""
+        if self._stays:
+            self.say(self._stays)
+            self._stays = ""
         if self.fault:
             fault, self.fault = self.fault, None
             raise fault
@@ -153,7 +160,10 @@ class Writer:
                 "optimiser_step": snapshot.optimiser_step,
             },
         )
-        form.retain(self.run, self.keep)
+        try:
+            form.retain(self.run, self.keep)
+        except StorageError as err:  # this checkpoint is complete, and no run ends over old ones
+            self._stays = f"older checkpoints stay: {err}"
 
     def _count_holes(self, step: int) -> None:
         """Refuses a checkpoint up to which all ranks together passed the budget of `data.faults`.

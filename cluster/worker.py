@@ -138,6 +138,7 @@ def learn(listener: Rank, shape: Shape, host: str) -> int:
         keep=shape.keep_checkpoints,
         journal=listener.journal,
         stream=plan.state,
+        say=listener.say,
     )
     holes = Holes(plan, run.data.faults, journal.holes(place, job.start))
     listener.journal.holes = holes

@@ -266,7 +266,11 @@ def children(url: str) -> list[str]:
 
 
 def delete(url: str) -> None:
-    """Removes an object and everything below a URL, whose name is never a pattern."""
+    """Removes an object and everything below a URL, whose name is never a pattern.
+
+    Raises:
+        StorageError: any of it stays.
+    """
     url = absolute(url)
     if not is_local(url):
         _delete_objects(url)
@@ -287,7 +291,14 @@ def _delete_objects(url: str) -> None:
     for first in range(0, len(keys), _AT_ONCE):
         chosen = [{"Key": key} for key in keys[first : first + _AT_ONCE]]
         body = {"Bucket": bucket, "Delete": {"Objects": chosen, "Quiet": True}}
-        _remote(url, lambda body=body: _fs(url).call_s3("delete_objects", **body))
+        answer = _remote(url, lambda body=body: _fs(url).call_s3("delete_objects", **body))
+        if refused := answer.get("Errors"):  # the request as a whole succeeds all the same
+            one = refused[0]
+            raise StorageError(
+                f"s3://{bucket}/{one.get('Key')}: not deleted: {one.get('Code')}, "
+                f"{one.get('Message')} ({len(refused)} of {len(chosen)} objects). Deleting wants "
+                "s3:DeleteObject."
+            )
 
 
 def require_bucket(url: str) -> None:

@@ -3,14 +3,17 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from diptych.cluster import ledger
+from diptych.cluster.checkpoint import Snapshot, Writer
+from diptych.cluster.journal import Journal
 from diptych.data import storage
-from diptych.errors import CheckpointError
+from diptych.errors import CheckpointError, StorageError
 from diptych.pretrain import checkpoint, slices
 from diptych.pretrain.checkpoint import WEIGHT, claim, commit, folder, open_checkpoint, retain
 from diptych.pretrain.rundir import RunDir
@@ -98,6 +101,36 @@ def test_what_is_deleted_is_first_no_checkpoint_any_more(
         assert not storage.exists(f"{folder(run, step)}/attempt-1/rank-0.safetensors")
     assert open_checkpoint(run, 10).read("w", WEIGHT)[1] == 1.0
     assert storage.exists(f"{folder(run, 20)}/attempt-1/rank-0.json")
+
+
+def test_a_bucket_in_which_nothing_may_be_deleted_ends_no_run(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str) -> None:
+        raise StorageError(f"{url}: not deleted")
+
+    monkeypatch.setattr(storage, "delete", refuse)
+    assert claim(run, 1)
+    said: list[str] = []
+    writer = Writer(
+        run=run,
+        recipe="r",
+        rank=0,
+        world=1,
+        attempt=1,
+        keep=1,
+        journal=Journal(0),
+        stream=lambda step: {},
+        say=said.append,
+    )
+    for step in (5, 10):
+        nothing: dict[str, Any] = {"live": [], "pieces": [], "shapes": {}, "base": None}
+        page = writer.journal.turn()
+        writer.write(Snapshot(step=step, optimiser_step=0.0, page=page, ready=None, **nothing))
+        writer.raise_fault()
+    assert checkpoint.steps(run) == [5, 10]
+    url = f"{folder(run, 5)}/manifest.json"
+    assert said == [f"older checkpoints stay: {url}: not deleted"]
 
 
 def test_a_manifest_that_does_not_read_back_is_an_error(

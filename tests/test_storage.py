@@ -178,3 +178,17 @@ def test_a_folder_of_more_than_one_request_is_deleted(
     assert storage.children(f"{bucket}/many") == []
     assert storage.exists(f"{bucket}/many-more"), "a name that only begins alike"
     storage.delete(f"{bucket}/many")  # nothing is there: nothing happens
+
+
+def test_an_object_that_may_not_be_deleted_is_named(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{bucket}/locked/x"
+    storage.write(url, b"x")
+    key = url.partition("://")[2].partition("/")[2]
+    refused = {"Key": key, "Code": "AccessDenied", "Message": "no"}
+    system = storage._fs(url)  # pyright: ignore[reportPrivateUsage]
+    # SeaweedFS lets whoever may write delete, too.
+    monkeypatch.setattr(system, "call_s3", lambda *_, **__: {"Errors": [refused]})
+    with pytest.raises(StorageError, match=f"{key}: not deleted: AccessDenied, no"):
+        storage.delete(url)
