@@ -81,10 +81,10 @@ def _extension(opened: Image.Image) -> str:
 
 
 def _smaller(opened: Image.Image, size: tuple[int, int], extension: str, quality: int) -> bytes:
-    """The picture upright at `size` (as it lies in the file), encoded again."""
+    """The picture upright at `size` (as it lies in the file, or upright of a TIFF), encoded again."""
     kept = opened.info.get("icc_profile") if opened.mode in ("L", "RGB", "RGBA") else None
     opened.draft(None, (2 * size[0], 2 * size[1]))  # None keeps the mode
-    turn = decode.turn(opened)
+    turn = 1 if opened.format == "TIFF" else decode.turn(opened)  # which Pillow turns by itself
     upright = opened.copy() if turn == 1 else ImageOps.exif_transpose(opened)
     if upright.mode not in ("L", "RGB", "RGBA"):
         alpha = upright.has_transparency_data
@@ -96,8 +96,8 @@ def _smaller(opened: Image.Image, size: tuple[int, int], extension: str, quality
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB as training would see it: palettes, 16 bits of gray, CMYK."""
-    if image.mode == "CMYK":
+    """The picture in RGB as training would see it: palettes, 16 bits of gray, CMYK, YCbCr."""
+    if image.mode in ("CMYK", "YCbCr"):
         return image.convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -80,6 +80,18 @@ def test_a_turned_picture_is_upright_once_it_is_shrunk() -> None:
     assert small.getpixel((10, 5))[0] > 200 and small.getpixel((10, 35))[2] > 200  # type: ignore[index]
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_turned_tiff_is_upright_and_keeps_its_shape(turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    blob = saved(noise(60, 40), "TIFF", exif=exif)
+    upright = np.asarray(opened(blob).convert("RGB"))  # Pillow turns it while it loads it
+    assert upright.shape == ((60, 40, 3) if turn >= 5 else (40, 60, 3))
+    assert np.array_equal(decode.image(ready({"image": blob}, Fit())["png"])[0], upright)
+    small = opened(ready({"image": blob}, Fit(longest=30))["png"])
+    assert small.size == ((20, 30) if turn >= 5 else (30, 20))
+
+
 @pytest.mark.parametrize(
     ("image", "kind", "mode"),
     [
@@ -118,6 +130,7 @@ def test_the_extension_is_that_of_the_content() -> None:
         ("BMP", {}, "png", 0),
         ("TIFF", {"compression": "tiff_lzw"}, "png", 0),
         ("TIFF", {"save_all": True, "append_images": [noise(9, 9)]}, "png", 0),
+        ("TIFF", {"mode": "YCbCr"}, "png", 4),
         ("GIF", {"save_all": True, "append_images": [noise(60, 40)]}, "png", 40),
         ("AVIF", {"quality": 95}, "jpg", 8),
         ("JPEG2000", {}, "jpg", 8),
@@ -126,8 +139,9 @@ def test_the_extension_is_that_of_the_content() -> None:
 def test_other_formats_become_one_of_the_three(
     kind: str, options: dict[str, Any], extension: str, error: int
 ) -> None:
-    image = noise(60, 40)
-    found = ready({"image": saved(image, kind, **options), "txt": b"a"}, Fit())
+    image, options = noise(60, 40), {**options}
+    mode = options.pop("mode", "RGB")
+    found = ready({"image": saved(image.convert(mode), kind, **options), "txt": b"a"}, Fit())
     assert list(found) == [extension, "txt"]
     pixels = decode.image(found[extension])[0].astype(int)
     assert pixels.shape == (40, 60, 3)
