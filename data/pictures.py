@@ -81,7 +81,7 @@ def _extension(opened: Image.Image) -> str:
 
 
 def _smaller(opened: Image.Image, size: tuple[int, int], extension: str, quality: int) -> bytes:
-    """The picture upright at `size` (as it lies in the file, or upright of a TIFF), encoded again."""
+    """The picture upright at `size`, of the file before it is turned, encoded again."""
     kept = opened.info.get("icc_profile") if opened.mode in ("L", "RGB", "RGBA") else None
     opened.draft(None, (2 * size[0], 2 * size[1]))  # None keeps the mode
     turn = 1 if opened.format == "TIFF" else decode.turn(opened)  # which Pillow turns by itself

@@ -680,6 +680,51 @@ def test_a_csv_may_be_separated_otherwise(comma: str, tmp_path: Path) -> None:
     ]
 
 
+def test_spaces_after_the_commas_are_no_part_of_names_and_cells(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    text = 'file_name, text, by\na.png, one, me\nb.png, "two, quoted", you\n'
+    assert all_told(open_source(table(tmp_path, "t.csv", text))) == [
+        ("t.csv:2", ("one", {"by": "me"})),
+        ("t.csv:3", ("two, quoted", {"by": "you"})),
+    ]
+
+
+def test_capitals_of_a_column_do_not_matter_where_no_other_is_called_so(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.png")
+    assert all_told(open_source(table(tmp_path, "t.csv", "Image,Caption\na.png,one\n"))) == [
+        ("t.csv:2", ("one", None))
+    ]
+    rows_ = '{"Image": 1, "image": "a.png", "Text": 2, "caption": "one"}'
+    assert all_told(open_source(table(tmp_path, "t.jsonl", rows_))) == [
+        ("t.jsonl:1", ("one", {"Image": 1, "Text": 2}))
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_header_in_another_encoding_is_called_so(encoding: str, tmp_path: Path) -> None:
+    place = table(tmp_path, "t.csv", "image,größe\na.png,1\n".encode(encoding))
+    with pytest.raises(DataError, match="is not in UTF-8"):
+        list(open_source(place))
+
+
+@pytest.mark.parametrize(
+    ("cells", "captions"),
+    [
+        (['"The" cat', '12" pizza', '"all"'], ['"The" cat', '12" pizza', '"all"']),  # no quoting
+        (['"open', "b", 'c"'], ['"open', "b", 'c"']),  # a reader of quotes makes one row of it
+        (['"two\nlines"', '"a ""b"""', "c"], ["two\nlines", 'a "b"', "c"]),  # as Python writes it
+        (['"a\tb"', "b", '"c"'], ["a\tb", "b", "c"]),
+    ],
+)
+def test_quotes_of_a_tsv_are_what_makes_sense(
+    cells: list[str], captions: list[str], tmp_path: Path
+) -> None:
+    pictures(tmp_path, "a.png")
+    text = "image\ttext\n" + "".join(f"a.png\t{cell}\n" for cell in cells) + "\n"
+    found = all_told(open_source(table(tmp_path, "t.tsv", text)))
+    assert [what for _, what in found] == [(caption, None) for caption in captions]
+
+
 def test_a_json_list_is_a_table(tmp_path: Path) -> None:
     pictures(tmp_path, "a.png", "b.png")
     rows_ = [{"image": "a.png", "caption": ["one", "two"], "id": 3}, 7, {"image": "b.png"}]

@@ -9,7 +9,8 @@ from typing import Any
 
 from ...errors import DataError
 from ..items import Item, Notes
-from .tables import Columns, item, require_distinct
+from .csv_table import require_distinct
+from .tables import Columns, item
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 _ROWS = 32

@@ -1,20 +1,18 @@
 """Rows of tables as inputs: which column is the picture, which the caption."""
 
-import csv
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..decode import MAX_TEXT
 from ..items import Item, Members, Notes, Unreadable, key_of, printable
-from . import json_table
+from . import csv_table, json_table
 from .beside import picture, plain, stamp
 from .json_table import Row
 
@@ -52,14 +50,14 @@ class Columns:
                 raise DataError(
                     f"{source} has no column {name!r}, only {', '.join(names)}. Correct --{option}."
                 )
-        likely = [*(images or []), *(name for name in _IMAGES if name in names)]
+        likely = [*(images or []), *_called(_IMAGES, names)]
         if not self.image and not likely:
             raise DataError(
                 f"{source}: none of the columns {', '.join(names)} looks like a picture. Name "
                 "the one that holds a path or bytes: --image COLUMN."
             )
         image = self.image or likely[0]
-        texts = [name for name in _CAPTIONS if name in names and name != image]
+        texts = [name for name in _called(_CAPTIONS, names) if name != image]
         return Columns(image, self.caption or (texts[0] if texts else None), self.key)
 
     def of_rows(self, found: Iterable[tuple[str, Row | str]], *, source: str) -> "Columns":
@@ -78,13 +76,19 @@ class Columns:
             if isinstance(row, str):
                 continue
             names |= dict.fromkeys(row)
-            image = image or next((name for name in _IMAGES if name in row), None)
-            texts = (name for name in _CAPTIONS if name in row and name != image)
+            image = image or next(iter(_called(_IMAGES, row)), None)
+            texts = (name for name in _called(_CAPTIONS, row) if name != image)
             caption = caption or next(texts, None)
             if image and caption and {image, caption, self.key} - {None} <= names.keys():
                 break
         whole = replace(self, image=image, caption=caption)
         return whole.named(list(names), source=source) if names else self
+
+
+def _called(wanted: Iterable[str], names: Collection[str]) -> list[str]:
+    """The names that are wanted, in that order; those that are so but for capitals come last."""
+    exact = [name for name in wanted if name in names]
+    return exact + [n for one in wanted for n in names if n.lower() == one and n not in exact]
 
 
 def item(row: Row, columns: Columns, *, name: str, root: Path, mark: str = "") -> Item:
@@ -188,16 +192,6 @@ class Table:
                 yield item(row, columns, name=name, root=self.root)
 
 
-def require_distinct(columns: list[str], path: Path) -> None:
-    """Two columns of one name would be one, and the other lost.
-
-    Raises:
-        DataError: there are some.
-    """
-    if len(set(columns)) < len(columns):
-        raise DataError(f"{path}: a column's name comes twice in {columns}. Rename one.")
-
-
 def opened(path: Path, columns: Columns) -> tuple[Columns, Iterable[tuple[str, Row | str]]]:
     """Which columns of a table are what, and its `rows`.
 
@@ -220,9 +214,9 @@ def rows(path: Path) -> Iterator[tuple[str, Row | str]]:
         DataError: no such file, or no table at all.
     """
     suffix = path.suffix.lower()
-    lines = _json_lines if suffix in (".jsonl", ".ndjson") else _csv_rows
+    kinds = {".json": json_table.rows, ".csv": csv_table.rows, ".tsv": csv_table.rows}
     try:
-        yield from json_table.rows(path) if suffix == ".json" else lines(path)
+        yield from kinds.get(suffix, _json_lines)(path)
     except OSError as err:
         raise DataError(f"{path} cannot be read: {err.strerror}. Check the path.") from err
 
@@ -240,33 +234,3 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Row | str]]:
                 continue
             good = isinstance(row, dict)
             yield f"{path.name}:{number}", row if good else f"a {type(row).__name__}, no object"
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_TEXT))
-        comma = "\t" if path.suffix.lower() == ".tsv" else _comma(file.readline())
-        file.seek(0)
-        reader = csv.reader(file, delimiter=comma, strict=True)
-        try:
-            header = next(reader, [])
-            require_distinct(header, path)
-            for cells in reader:
-                if cells:
-                    yield f"{path.name}:{reader.line_num}", _csv_row(header, cells)
-        except csv.Error as err:
-            raise DataError(f"{path}: line {reader.line_num}: {err}. Correct the table.") from err
-
-
-def _comma(header: str) -> str:
-    """What separates the columns of a .csv: a comma, or where the header has none, a semicolon (as
-    spreadsheets write in half of Europe), a tab or a bar."""
-    return next((mark for mark in ",;\t|" if mark in header), ",")
-
-
-def _csv_row(header: list[str], cells: list[str]) -> Row | str:
-    if len(cells) != len(header):
-        return f"{len(cells)} cells under {len(header)} columns"
-    if any(printable(cell) != cell for cell in cells):
-        return "not UTF-8"
-    return dict(zip(header, cells, strict=True))
