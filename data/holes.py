@@ -201,6 +201,23 @@ def samples(
                     yield shard, record, members
 
 
+def split(manifest: Manifest, sample: str) -> tuple[str, str]:
+    """(shard, key) of `SHARD/KEY` as the ledger prints it, perhaps behind a source's name.
+
+    Raises:
+        DataError: no part of it is a shard of the dataset.
+    """
+    shards = {storage.name(one.url) for one in manifest.shards}
+    parts = sample.split("/")
+    for place, part in enumerate(parts[:-1]):
+        if part in shards:
+            return part, "/".join(parts[place + 1 :])
+    raise DataError(
+        f"{sample!r} names no shard of {manifest.url}. Write SHARD/KEY, such as "
+        f"{min(shards)}/KEY; `diptych ledger` prints both."
+    )
+
+
 def quarantine(manifest: Manifest, shard: str, key: str, reason: str) -> Hole:
     """Puts a sample of a dataset in quarantine; runs leave it out from their next start.
 

@@ -147,7 +147,7 @@ def open_manifest(url: str) -> Manifest:
     """
     url = storage.absolute(url)
     storage.require_bucket(url)
-    for folder in (url, beside(url) if url.endswith(".tar") else storage.join(url, FOLDER)):
+    for folder in (url, beside(url) if url.lower().endswith(".tar") else storage.join(url, FOLDER)):
         place = storage.join(folder, "manifest.json")
         if storage.exists(place):
             return _load(storage.read(place), folder)

@@ -79,13 +79,14 @@ def _is_pattern(url: str) -> bool:
 
 
 def _is_folder(url: str) -> bool:
-    if url.endswith(".tar") or url.startswith("https://"):
+    if url.lower().endswith(".tar") or url.startswith("https://"):
         return False
     return bool(_remote(url, lambda: _fs(url).isdir(_strip(url))))
 
 
 def _tars(folder: str) -> list[str]:
-    found = [join(folder, child) for child in children(folder) if child.endswith(".tar")]
+    names = [child for child in children(folder) if child.lower().endswith(".tar")]
+    found = [join(folder, child) for child in names]
     if not found:
         raise StorageError(f"{folder}/*.tar matches nothing. Check the folder.")
     return found

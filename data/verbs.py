@@ -170,11 +170,11 @@ def data_quarantine(
 
         diptych data quarantine s3://my-bucket/photos 00007.tar/000123 --reason "loss spike"
     """
-    from . import index, storage
-    from .holes import quarantine
+    from . import index
+    from .holes import quarantine, split
 
-    shard, _, key = sample.partition(".tar/")
-    hole = quarantine(index.open_manifest(url), f"{storage.name(shard)}.tar", key, reason)
+    manifest = index.open_manifest(url)
+    hole = quarantine(manifest, *split(manifest, sample), reason)
     console.print(f"in quarantine: {hole.shard}/{hole.key}", highlight=False, soft_wrap=True)
 
 

@@ -13,10 +13,10 @@ from diptych.cluster import ledger
 from diptych.cluster.checkpoint import Snapshot, Writer
 from diptych.cluster.journal import Journal, Page
 from diptych.data import fetch, index, storage
-from diptych.data.holes import Budget, Hole, Holes, quarantine, quarantined
+from diptych.data.holes import Budget, Hole, Holes, quarantine, quarantined, split
 from diptych.data.index import Manifest
 from diptych.data.loader import Loader, Recipe
-from diptych.data.pack import Sample
+from diptych.data.pack import Sample, tar
 from diptych.data.plan import Plan, Ref, Source
 from diptych.data.tokens import Text
 from diptych.errors import DataError, ShardError
@@ -179,6 +179,22 @@ def test_bytes_damaged_on_their_way_are_read_again(
         assert torch.equal(again[step].image_BCHW, batch.image_BCHW)
         assert torch.equal(again[step].tokens_BL, batch.tokens_BL)
         assert again[step].hole_B is None
+
+
+def test_a_sample_is_named_by_its_shard_whatever_that_is_called(tmp_path: Path) -> None:
+    urls = [str(tmp_path / name) for name in ("a.TAR", "b", "c.tar.old")]
+    for url in urls:
+        storage.write(url, tar([("x", {"txt": b"x"})]))
+    manifest = index.build(urls)
+    for sample, found in {
+        "a.TAR/x/y": ("a.TAR", "x/y"),
+        "b/c.tar.old/z": ("b", "c.tar.old/z"),
+        "photos/c.tar.old/a.tar/z": ("c.tar.old", "a.tar/z"),
+    }.items():
+        assert split(manifest, sample) == found
+    for sample in ("b", "00000.tar/z", "/z"):
+        with pytest.raises(DataError, match=r"names no shard of .*such as a\.TAR/KEY"):
+            split(manifest, sample)
 
 
 def test_what_reads_a_dataset_whole_passes_by_its_quarantine(

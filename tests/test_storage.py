@@ -53,11 +53,11 @@ def test_braces_and_globs_expand_in_order(tmp_path: Path) -> None:
 
 def test_a_folder_stands_for_its_tars(bucket: str, tmp_path: Path) -> None:
     for root in (f"file://{tmp_path}/set", f"{bucket}/folder-of-tars"):
-        for name in ("1.tar", "0.tar", "notes.txt", "index/0.json"):
+        for name in ("1.TAR", "0.tar", "notes.txt", "index/0.json"):
             storage.write(f"{root}/{name}", b"x")
-        tars = [f"{root}/{number}.tar" for number in (0, 1)]
+        tars = [f"{root}/{name}" for name in ("0.tar", "1.TAR")]
         assert storage.shards(root) == tars
-        assert storage.shards([f"{root}/1.tar", f"{root}/"]) == [tars[1], *tars]
+        assert storage.shards([tars[1], f"{root}/"]) == [tars[1], *tars]
         with pytest.raises(StorageError, match=r"index/\*\.tar matches nothing"):
             storage.shards(f"{root}/index")
     for root in (f"file://{tmp_path}/odd", f"{bucket}/odd"):  # a pattern found it; it is none
