@@ -30,7 +30,13 @@ def answers() -> tuple[str, ...]:
 
 
 def samples(split: str) -> list[Sample]:
-    """One sample a question of `train` or `test`: png, txt (caption), json (question, answer)."""
+    """One sample a question of `train` or `test`: png, txt (caption), json (question, answer).
+
+    Raises:
+        DataError: another split, or the package is not installed.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"{split!r} is no split of easy-VQA: train or test.")
     home = _home() / split
     rows = [Question(*row) for row in json.loads((home / "questions.json").read_text())]
     return list(_samples(rows, home / "images"))

@@ -120,7 +120,10 @@ def pack_items(
     _require_few(journal, packed, shape)
     journal.list_skips(packed)
     if not packed.urls:
-        raise DataError(f"nothing to pack into {out}: no samples were found.")
+        none = "no samples were found."
+        if packed.skipped:
+            none = f"none of {packed.inputs} inputs is one. See {storage.join(out, SKIPPED)}."
+        raise DataError(f"nothing to pack into {out}: {none}")
     return packed
 
 

@@ -64,6 +64,8 @@ def test_tars_of_something_else_are_never_overwritten(tmp_path: Path) -> None:
 def test_nothing_to_pack_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no samples were found"):
         pack.pack([], str(tmp_path))
+    with pytest.raises(DataError, match=r"none of 2 inputs is one. See .*skipped.jsonl"):
+        pack_items(items(2, (0, 1)), str(tmp_path), Shape(skips=1))
 
 
 @pytest.mark.parametrize(
@@ -407,6 +409,11 @@ def test_every_caption_of_easy_vqa_is_true(rows: list[Question]) -> None:
 def test_the_answers_are_the_thirteen(rows: list[Question]) -> None:
     assert {row.answer for row in rows} == set(easyvqa.answers())
     assert len(easyvqa.answers()) == 13
+
+
+def test_an_unknown_split_is_an_error() -> None:
+    with pytest.raises(DataError, match="'val' is no split of easy-VQA: train or test"):
+        easyvqa.samples("val")
 
 
 def test_an_unknown_question_is_an_error() -> None:
