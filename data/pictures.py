@@ -46,8 +46,12 @@ def ready(members: Members, fit: Fit) -> Members:
     """The members with the picture under its true extension, decoded once to prove it.
 
     Raises:
-        Unreadable: no picture of a known format, a damaged one, or one with too many pixels.
+        Unreadable: no picture of a known format, a damaged one, or one with too many pixels; or
+            more text than a loader takes.
     """
+    for name, data in members.items():
+        if name in ("txt", "json") and len(data) > decode.MAX_TEXT:
+            raise Unreadable("too much text", f"{len(data):,} bytes of {name}")
     blob = members["image"]
     try:
         with Image.open(io.BytesIO(blob), formats=(*decode.FORMATS, *_CONVERTED)) as opened:

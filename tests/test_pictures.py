@@ -193,3 +193,11 @@ def test_too_many_pixels_are_refused_from_the_header(
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         ready({"image": blob}, Fit(longest=256))
     assert caught.value.reason == "too many pixels"
+
+
+@pytest.mark.parametrize("name", ["txt", "json"])
+def test_more_text_than_a_loader_takes_is_refused(name: str) -> None:
+    members = {"image": saved(noise(8, 8)), name: b" " * decode.MAX_TEXT}
+    assert ready(members, Fit())[name] == members[name]
+    with pytest.raises(Unreadable, match=f"too much text: 16,777,217 bytes of {name}"):
+        ready({**members, name: members[name] + b" "}, Fit())

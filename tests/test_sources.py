@@ -83,12 +83,12 @@ def test_keys_of_files_do_not_depend_on_other_files(tmp_path: Path) -> None:
 
 
 def test_pictures_of_one_name_have_keys_of_their_own_and_stay_together(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png", "a.jpg", "b.jpg")
+    pictures(tmp_path, "a.JPG", "a.png", "a.jpg", "b.jpg")
     (tmp_path / "a.txt").write_text("both")
     items = list(open_source(str(tmp_path)))
-    assert len({item.key for item in items}) == 3
-    assert [item.group for item in items] == ["a", "a", "b"]
-    assert [told(item) for item in items] == [("both", None), ("both", None), (None, None)]
+    assert len({item.key for item in items}) == 4
+    assert [item.group for item in items] == ["a", "a", "a", "b"]
+    assert [told(item) for item in items] == [*[("both", None)] * 3, (None, None)]
 
 
 def test_what_a_folder_holds_besides_is_told(tmp_path: Path) -> None:
@@ -135,6 +135,19 @@ def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
         ("loop", "link to itself"),
         ("loop.png", "link to itself"),
         ("a.png", (None, None)),
+    ]
+
+
+def test_a_pipe_and_a_device_are_no_pictures_and_no_captions(tmp_path: Path) -> None:
+    pictures(tmp_path, "c.png")
+    os.mkfifo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "c.txt")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    found = all_told(open_source(str(tmp_path)))
+    assert found == [
+        ("a.png", "missing picture"),
+        ("b.png", "missing picture"),
+        ("c.png", (None, None)),
     ]
 
 

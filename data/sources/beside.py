@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ def picture(path: Path) -> Members:
     Raises:
         Unreadable: no such picture, or a caption or record that is none.
     """
-    try:
-        members = {"image": path.read_bytes()}
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as err:
-        raise Unreadable("missing picture", str(path)) from err
-    text, record = (_beside(path, suffix) for suffix in SIDECARS)
+    blob = _file(path)
+    if blob is None:
+        raise Unreadable("missing picture", str(path))
+    members = {"image": blob}
+    text, record = (_file(path.with_suffix(suffix)) for suffix in SIDECARS)
     caption = _text(text or b"", path)
     if record is not None:
         fields = plain(_record(record, path))
@@ -65,11 +66,13 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _beside(path: Path, suffix: str) -> bytes | None:
+def _file(path: Path) -> bytes | None:
+    """The bytes of a file; of pipes and devices, which may have no end, as little as of none."""
     try:
-        return path.with_suffix(suffix).read_bytes()
-    except FileNotFoundError:
+        whole = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    return path.read_bytes() if whole else None
 
 
 def _text(blob: bytes, path: Path) -> str:

@@ -99,7 +99,7 @@ def _item(path: Path, inner: str, *, twice: bool) -> Item:
             raise Unreadable("permission denied", str(path)) from err
 
     # a.jpg and a.png share their caption; each key then says which one it is.
-    key = key_of(stem + suffix.lower()) if twice else key_of(stem)
+    key = key_of(stem + suffix) if twice else key_of(stem)
     return Item(printable(inner + path.name), key, printable(stem), stamp(path), load)
 
 
