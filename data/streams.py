@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import DataError, ShardError
@@ -32,11 +33,17 @@ class Stream(IterableDataset[Sample]):
     ) -> None:
         self.urls, self.shuffle, self.seed = urls, shuffle, seed
         self.rank, self.world, self.on_fault = rank, world, on_fault
-        self.epoch = 0
+        # In shared memory, because workers that outlive an epoch have copies of all else.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose order the next iteration has."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration; call it before each epoch when shuffling."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yields the samples of this rank's and this worker's shards."""
@@ -96,10 +103,14 @@ def stream(
             is raised.
 
     Raises:
-        DataError: fewer shards than ranks, of which some would starve.
+        DataError: fewer shards than ranks, of which some would starve; or no such rank.
         StorageError: another scheme, or a pattern that matches nothing.
     """
+    if not 0 <= rank < world:
+        raise DataError(f"there is no rank {rank} of {world}; ranks count from 0.")
     found = storage.shards(urls)
+    if not found:
+        raise DataError("no URL of a shard is given. Name one: s3://bucket/set/{00000..00099}.tar")
     if len(found) < world:
         raise DataError(
             f"{len(found)} shards for {world} ranks: {world - len(found)} would get no samples. "

@@ -93,6 +93,11 @@ def test_ranks_share_the_shards_as_webdataset_deals_them(
             assert list(stream(shards, rank=rank, world=world)) == webdataset(theirs)
     with pytest.raises(DataError, match="5 shards for 6 ranks: 1 would get no samples"):
         stream(shards, world=6)
+    for rank, world in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(DataError, match=f"no rank {rank} of {world}"):
+            stream(shards, rank=rank, world=world)
+    with pytest.raises(DataError, match="no URL of a shard"):
+        stream([])
 
 
 @pytest.mark.parametrize("shuffle", [0, 10])
@@ -119,6 +124,23 @@ def test_a_shuffle_is_a_function_of_seed_and_epoch(shards: str) -> None:
     assert all(sorted(order) == keys(stream(shards)) for order in orders)
     shards_alone = [int(key) // 7 for key in shuffled(1, 0, size=1)]
     assert shards_alone != sorted(shards_alone)
+
+
+def test_workers_that_stay_hear_of_the_epoch(shards: str) -> None:
+    one = stream(shards, shuffle=10)
+    loader = DataLoader(
+        one,
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+    )
+    orders: list[list[str]] = []
+    for epoch in range(2):
+        one.set_epoch(epoch)
+        orders.append(keys(loader))
+        assert orders[-1] == keys(one)
+    assert orders[0] != orders[1]
 
 
 def test_a_stream_is_a_dataset_and_travels(shards: str) -> None:
