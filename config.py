@@ -9,9 +9,9 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -225,12 +225,28 @@ def parse(
     try:
         return cls.model_validate(dict(values), context=dict(context or {}))
     except ValidationError as err:
-        lines = [_complaint(cls, item).removesuffix(".") for item in err.errors()]
+        lines = [_complaint(cls, item).removesuffix(".") for item in _meant(err.errors())]
         raise RecipeError(f"{source}: {'; '.join(lines)}.") from err
 
 
+def _meant(items: Sequence[Any]) -> list[Any]:
+    """All but those that call a list, in which others find a mistake, no string."""
+    lists = [
+        item["loc"][:n]
+        for item in items
+        for n in range(len(item["loc"]) - 1)
+        if _is_list(item["loc"][n])
+    ]
+    return [item for item in items if item["loc"][:-1] not in lists]
+
+
+def _is_list(step: Any) -> bool:
+    """Whether a step of a mistake's path is no field but the list that a union allows."""
+    return str(step).startswith("tuple[")
+
+
 def _complaint(cls: type[Record], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part) for part in item["loc"] if not _is_list(part))
     if item["type"] == "extra_forbidden":
         *parents, last = item["loc"]
         return _unknown(str(last), _fields(cls, parents), path)
@@ -247,10 +263,16 @@ def _fields(cls: type[Record], path: Sequence[Any]) -> list[str]:
     """Names of the fields of the record at `path` below `cls`."""
     for step in path:
         field = cls.model_fields.get(str(step))
-        nested = field.annotation if field else None
-        if isinstance(nested, type) and issubclass(nested, Record):
-            cls = nested
+        cls = next(_records(field.annotation), cls) if field else cls
     return list(cls.model_fields)
+
+
+def _records(annotation: Any) -> Iterator[type[Record]]:
+    """The records that a field may hold, or its items."""
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _records(one)
 
 
 def _unknown(name: str, known: Sequence[str], where: str) -> str:

@@ -45,6 +45,14 @@ def refused(*settings: str) -> str:
         ("bach=64", "unknown 'bach'. Did you mean 'batch'? There are: adapters, batch, "),
         ("optim.warmup=1", "unknown 'warmup'. Did you mean 'warmup_steps'?"),
         ("data.trian=x", "unknown 'trian'. Did you mean 'train'?"),
+        (
+            "data.train=[{url: x, wieght: 2}]",
+            "vlp_easy: data.train.0.wieght: unknown 'wieght'. Did you mean 'weight'?",
+        ),
+        (
+            "data.train=[{url: x, weight: 0}]",
+            "vlp_easy: data.train.0.weight: Input should be great",
+        ),
         ("model.widht=64", "model 'vlp': widht: unknown 'widht'. Did you mean 'width'?"),
         ("objectives.mlm.ratio=0.1", "unknown 'ratio'. Did you mean 'rate'? There are: rate, "),
         ("optin.lr=1", "optin: unknown 'optin'. Did you mean 'optim'?"),
