@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ..config import Record, digest
-from ..errors import DataError, StorageError
+from ..errors import StorageError
 from . import storage
 from .index import Manifest, open_lines
 from .order import Order
@@ -137,7 +137,10 @@ def count(
     meaning = digest({"buckets": digest(buckets), "data": manifest.digest})
     url = storage.join(manifest.url, f"buckets-{meaning}-{order.block_samples}.npz")
     if storage.exists(url):
-        return _load(url, order, buckets)
+        # Damaged on its way, perhaps: one more read will tell.
+        if table := _load(url, order, buckets) or _load(url, order, buckets):
+            return table
+        log.warning("%s is damaged; it is counted again", storage.shown(url))
     counts = np.zeros((order.blocks, buckets.count), dtype=np.uint16)
     crops = np.zeros(buckets.count)
 
@@ -184,12 +187,12 @@ def _keep(url: str, table: Table) -> None:
         log.warning("the bucket table is not kept, and will be counted again: %s", err)
 
 
-def _load(url: str, order: Order, buckets: Buckets) -> Table:
+def _load(url: str, order: Order, buckets: Buckets) -> Table | None:
+    """The table that was kept; None where it is damaged."""
+    data = storage.read(url)
     try:
-        with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as found:
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
             table = Table(found["counts"], found["crops"])
-    except (ValueError, KeyError, OSError) as err:
-        raise DataError(f"{url} is damaged: {err}. Delete it; it will be counted again.") from err
-    if table.counts_NB.shape != (order.blocks, buckets.count):
-        raise DataError(f"{url} does not fit its index. Delete it; it will be counted again.")
-    return table
+    except Exception:  # NumPy and zipfile have many words for it
+        return None
+    return table if table.counts_NB.shape == (order.blocks, buckets.count) else None

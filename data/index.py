@@ -150,11 +150,23 @@ def open_manifest(url: str) -> Manifest:
     for folder in (url, beside(url) if url.lower().endswith(".tar") else storage.join(url, FOLDER)):
         place = storage.join(folder, "manifest.json")
         if storage.exists(place):
-            return _load(storage.read(place), folder)
+            try:
+                return _load(storage.read(place), folder)
+            except StaleIndexError:  # damaged on its way, perhaps: one more read will tell
+                return _load(storage.read(place), folder)
     raise StaleIndexError(
         f"{url} has no index. Make one: diptych data index '{url}'. Or pack pictures first: "
         "diptych data pack."
     )
+
+
+def known(out: str) -> tuple[Shard, ...]:
+    """The shards that an index names so far; none where there is no sound one."""
+    place = storage.join(storage.absolute(out), "manifest.json")
+    try:
+        return _load(storage.read(place), storage.parent(place)).shards
+    except (StorageError, StaleIndexError):
+        return ()
 
 
 class Lines:
@@ -203,10 +215,11 @@ def open_lines(manifest: Manifest, shard: Shard) -> Lines:
         StaleIndexError: the lines are not those that the manifest names.
     """
     url = manifest.lines_url(shard)
-    data = _unpacked(storage.read(url))
-    if hashlib.sha256(data).hexdigest() != shard.lines:
-        raise StaleIndexError(f"{url} is not what its manifest names. Index the shards again.")
-    return Lines(data)
+    for _ in range(2):  # damaged on their way, perhaps: one more read will tell
+        data = _unpacked(storage.read(url))
+        if hashlib.sha256(data).hexdigest() == shard.lines:
+            return Lines(data)
+    raise StaleIndexError(f"{url} is not what its manifest names. Index the shards again.")
 
 
 class LineCache:

@@ -5,12 +5,15 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diptych.data import index, storage
+from diptych.data.buckets import Buckets
 from diptych.data.index import Manifest
 from diptych.data.pack import Sample, tar
+from diptych.data.plan import Plan
 from diptych.errors import ShardError, StaleIndexError, StorageError
 
 Samples = Callable[..., list[Sample]]
@@ -184,3 +187,42 @@ def test_a_shard_may_be_called_otherwise(tmp_path: Path, samples: Samples, name:
 def test_no_index_is_written_to_a_web_server() -> None:
     with pytest.raises(StorageError, match=r"https://host/set/index: .* Give --out FOLDER"):
         index.build(["https://host/set/0.tar?signature=abc"])
+
+
+def test_a_bit_flipped_on_its_way_is_right_the_second_time(
+    samples: Samples, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    built, table = dataset([samples(9)]), Buckets(lengths=(23,))
+    counts = Plan(built, 0, 3, buckets=table).table()
+    read, flips = storage.read, list[str]()
+
+    def flipped(url: str, *range_: int) -> bytes:
+        data = bytearray(read(url, *range_))
+        flips.append(url)
+        data[len(data) // 2] ^= 128 if len(flips) == 1 else 0
+        return bytes(data)
+
+    monkeypatch.setattr(storage, "read", flipped)
+    for use in (
+        lambda: index.open_manifest(built.url) == built,
+        lambda: len(index.entries(built, built.shards[0])) == 9,
+        lambda: Plan(built, 0, 3, buckets=table).table() == counts,
+    ):
+        flips.clear()
+        assert use()
+        assert flips[0] == flips[1]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("size", [0, 30, -30])
+def test_a_damaged_bucket_table_is_counted_again(
+    size: int, samples: Samples, dataset: Dataset, caplog: Any
+) -> None:
+    built, table = dataset([samples(9)]), Buckets(lengths=(23,))
+    counts = Plan(built, 0, 3, buckets=table).table()
+    (kept,) = Path(built.url.removeprefix("file://")).glob("buckets-*.npz")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:size])
+    assert Plan(built, 0, 3, buckets=table).table() == counts
+    assert "is damaged; it is counted again" in caplog.text
+    assert kept.read_bytes() == whole
