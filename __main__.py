@@ -142,15 +142,18 @@ def ledger(
     from .cluster import ledger as book
     from .cluster.jobs import find
     from .cluster.worker import open_plan
-    from .errors import RecipeError
+    from .errors import RecipeError, RunError
     from .finetune.parts import KINDS
 
     first, _, last = steps.partition(":")
     if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
         raise RecipeError(f"--steps {steps!r} is not A:B with A <= B. Write --steps 0:50.")
     place = find(run, runs)
-    chart = open_plan(place.recipe(KINDS), place.json("run.json").get("data"))
-    lines = list(book.lines(place, chart, int(first), int(last)))
+    recipe = place.recipe(KINDS)
+    if int(first) >= recipe.steps:
+        raise RunError(f"{place.url} has steps 0 to {recipe.steps - 1}; --steps {steps} has none.")
+    chart = open_plan(recipe, place.json("run.json").get("data"))
+    lines = list(book.lines(place, chart, int(first), min(int(last), recipe.steps)))
     checked = book.verify(place, lines)
     for line in lines:
         typer.echo(json.dumps(line._asdict()) if json_ else "\t".join(map(str, line[:4])))

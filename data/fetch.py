@@ -255,5 +255,5 @@ def _etag(answer: Answer) -> str:
 def _replaced(url: str, then: str, now: str) -> ReplacedError:
     return ReplacedError(
         f"{shown(url)} was replaced since it was indexed: its etag was {_bare(then)}, it is {now} "
-        f"now. Put the old one back, or index it again: diptych data index '{shown(url)}'"
+        "now. Put the old one back, or index all shards of its dataset again: diptych data index."
     )

@@ -96,9 +96,16 @@ def data_index(
     from . import index, storage
 
     found = storage.shards(urls)
+    before = index.known(out or index.beside(found[0]))
     with bar("index", len(found)) as told:
         manifest = index.build(found, out, threads=threads, done=lambda shard: told(1))
     console.print(_summary(manifest), highlight=False, soft_wrap=True)
+    if gone := sorted({shard.url for shard in before} - {shard.url for shard in manifest.shards}):
+        print(
+            f"no longer in this index: {len(gone)} shards, such as {storage.shown(gone[0])}. "
+            "An index holds the shards that one call names; name all to have all.",
+            file=sys.stderr,
+        )
 
 
 @app.command("check")

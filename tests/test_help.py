@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from typer.testing import CliRunner
 
 from diptych import __version__
 from diptych.__main__ import app, main
+from diptych.data import storage
+from diptych.data.pack import Sample, tar
 from diptych.finetune.recipes import RECIPES
+from diptych.pretrain.run import Run
+from diptych.pretrain.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,6 +175,30 @@ def test_a_mistake_is_one_sentence(
     message = said(capfd, monkeypatch, *words)
     assert message.count("error: ") == 1
     assert all(part in message for part in parts), message
+
+
+def test_a_ledger_ends_with_its_run(
+    small: Callable[..., Run],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    RunDir(storage.absolute(str(tmp_path / "a"))).create(small("name=a", "steps=30"), {})
+    message = said(capfd, monkeypatch, "ledger", "a", "--steps", "30:31", "--runs", str(tmp_path))
+    assert "has steps 0 to 29; --steps 30:31 has none" in message
+
+
+def test_an_index_of_fewer_shards_says_so(
+    samples: Callable[..., list[Sample]], tmp_path: Path
+) -> None:
+    for number in range(3):
+        storage.write(f"{tmp_path}/{number}.tar", tar(samples(2)))
+    whole, part = (
+        CliRunner().invoke(app, ["data", "index", f"{tmp_path}/{name}.tar"]) for name in ("*", "1")
+    )
+    assert whole.exit_code == part.exit_code == 0
+    assert "no longer" not in whole.stderr
+    assert f"no longer in this index: 2 shards, such as file://{tmp_path}/0.tar" in part.stderr
 
 
 @pytest.mark.parametrize("verb", LEAVES, ids=" ".join)
