@@ -31,6 +31,7 @@ WEIGHT = "weight"
 EMA = "ema"
 """The kind that holds their moving average; the other kinds are the optimiser's moments."""
 _ATTEMPTS = "attempts"
+_SEAL = "digest"
 _STALE = 16
 """Folders looked at when old ones are deleted; some stores list empty ones for ever."""
 _FILE = re.compile(r"(attempt-\d+/)?[\w-]+\.safetensors")
@@ -182,11 +183,17 @@ def commit(
     rows = [[getattr(piece, name) for name in Slice.__slots__] for piece in slices]
     body = {"format": FORMAT, "step": step, "attempt": attempt, "recipe": recipe, "base": base}
     body |= {"extra": dict(extra), "shapes": {name: list(shape) for name, shape in shapes.items()}}
-    data = json.dumps(body | {"slices": rows}).encode()
+    data = json.dumps(sealed(body | {"slices": rows})).encode()
     url = manifest(run, step)
     made = storage.create(url, data)
     if storage.read(url) != data and (made or open_checkpoint(run, step).recipe != recipe):
         raise CheckpointError(f"{url} is not what attempt {attempt} wrote. Is there a second run?")
+
+
+def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the digest of the rest of it, by which damage is seen."""
+    rest = {name: value for name, value in body.items() if name != _SEAL}
+    return rest | {_SEAL: hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:16]}
 
 
 def retain(run: str, keep: int) -> None:
@@ -224,6 +231,8 @@ def open_checkpoint(run: str, step: int | None = None) -> Checkpoint:
         body = json.loads(storage.read(storage.join(url, "manifest.json")))
         if body["format"] != FORMAT:
             raise CheckpointError(f"{url}: format {body['format']}, this Diptych reads {FORMAT}.")
+        if _SEAL in body and body != sealed(body):  # the first ones had none
+            raise ValueError("its digest is of something else")
         return Checkpoint(
             url=url,
             step=body["step"],

@@ -26,6 +26,7 @@ from diptych.pretrain.checkpoint import (
     commit,
     folder,
     open_checkpoint,
+    sealed,
     steps,
 )
 from diptych.pretrain.run import Run
@@ -125,7 +126,7 @@ def manifest(run: str) -> Path:
 def edit(run: str, change: Callable[[dict[str, Any]], None]) -> None:
     body = json.loads(manifest(run).read_text())
     change(body)
-    manifest(run).write_text(json.dumps(body))
+    manifest(run).write_text(json.dumps(sealed(body)))
 
 
 def everything(run: str) -> dict[tuple[str, str], Tensor]:
@@ -251,7 +252,8 @@ def test_a_manifest_that_is_none_is_named(run: str, blob: bytes) -> None:
 
 def test_no_damage_of_the_manifest_changes_a_number(run: str) -> None:
     """A bit of every byte: what still reads, reads the same; the rest is one of our errors."""
-    good, expected = manifest(run).read_bytes(), everything(run)
+    good, expected, whole = manifest(run).read_bytes(), everything(run), open_checkpoint(run)
+    told = (whole.step, whole.recipe, whole.base, whole.extra)
     for place in range(len(good)):
         bad = bytearray(good)
         bad[place] ^= (1, 2, 16)[place % 3]
@@ -263,6 +265,7 @@ def test_no_damage_of_the_manifest_changes_a_number(run: str) -> None:
             assert run in str(err)
         else:
             assert all(torch.equal(values[key], expected[key]) for key in expected), place
+            assert (found.step, found.recipe, found.base, found.extra) == told, place
 
 
 def test_another_model_is_named(keep: Keep, small: Small, text: Text) -> None:

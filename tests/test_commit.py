@@ -15,7 +15,15 @@ from diptych.cluster.journal import Journal
 from diptych.data import storage
 from diptych.errors import CheckpointError, StorageError
 from diptych.pretrain import checkpoint, slices
-from diptych.pretrain.checkpoint import WEIGHT, claim, commit, folder, open_checkpoint, retain
+from diptych.pretrain.checkpoint import (
+    WEIGHT,
+    claim,
+    commit,
+    folder,
+    open_checkpoint,
+    retain,
+    sealed,
+)
 from diptych.pretrain.rundir import RunDir
 from diptych.pretrain.slices import Slice, put_slices
 
@@ -229,6 +237,6 @@ def test_a_manifest_leads_nowhere_else(tmp_path: Path, file: str) -> None:
     place = storage.local_path(folder(run, 5)) / "manifest.json"
     body = json.loads(place.read_text())
     body["slices"][0][4] = file
-    place.write_text(json.dumps(body))
+    place.write_text(json.dumps(sealed(body)))
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         open_checkpoint(run)
