@@ -172,7 +172,7 @@ def _two_sizes(run: Run) -> tuple[int, int]:
 
 
 def _activations(run: Run, shape: Shape, chart: Plan, text: Text, rows: int) -> int:
-    task = bare(run, text)
+    task = bare(_padded(run), text)
     if shape.precision == "bf16":
         task = task.to(torch.bfloat16)
     if shape.recompute:
@@ -180,6 +180,13 @@ def _activations(run: Run, shape: Shape, chart: Plan, text: Text, rows: int) -> 
     batch = _largest(chart, text, run, rows).to(torch.device("meta"))
     with _all_nonzero():
         return pass_bytes(task, batch)
+
+
+def _padded(run: Run) -> Run:
+    """Rows that are not packed: these take no less, and their lengths ask for no data."""
+    if not getattr(run.model, "packed", False):
+        return run
+    return run.model_copy(update={"model": run.model.model_copy(update={"packed": False})})
 
 
 def _largest(chart: Plan, text: Text, run: Run, rows: int) -> Batch:

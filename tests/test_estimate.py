@@ -229,3 +229,10 @@ def test_the_curve_is_the_schedule(tiny: Tiny) -> None:
     assert lines[6][9:].count("█") > 45
     one = tiny("plan", "steps=1", "optim.lr=2e-3", "optim.warmup_steps=0")
     assert "2.0e-03" in curve.terminal(one)
+
+
+def test_packed_rows_are_counted_as_padded_ones(tiny: Tiny, needed: estimate.Need) -> None:
+    """How long rows are together is not known without data."""
+    run = tiny("plan", "batch=64", "model.packed=true")
+    text = tokens.load(run.data.tokenizer, run.model.tokens)
+    assert estimate.need(run, PAIR, open_plan(run), text) == needed
