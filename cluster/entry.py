@@ -24,7 +24,7 @@ from . import code, line
 from .launch import cluster
 from .shapes import Shape
 from .signals import asked_to_stop
-from .status import STOP
+from .status import STOP, busy, here
 from .train import run_on
 
 
@@ -41,9 +41,17 @@ def main(url: str, digest: str, priority: int) -> int:
     except DiptychError as err:
         print(f"error: {err}", flush=True)
         with contextlib.suppress(DiptychError):  # perhaps the bucket itself is what is wrong
-            line.status(place, "failed", str(err))
+            if not _taken(place):
+                line.status(place, "failed", str(err))
         return 2
     return 0
+
+
+def _taken(place: RunDir) -> bool:
+    """Whether another driver has taken the run over: its folder is not ours to write to then."""
+    status = place.json("status.json")
+    other = busy(status) and status["state"] != "submitted" and not here().items() <= status.items()
+    return other or status.get("state") == "finished"
 
 
 def require_same(digest: str) -> None:
@@ -52,10 +60,10 @@ def require_same(digest: str) -> None:
     Raises:
         ClusterError: it is another.
     """
-    here = code.identity()
-    if here.digest != digest:
+    found = code.identity()
+    if found.digest != digest:
         raise ClusterError(
-            f"the cluster runs other code (digest {here.digest}, version {here.version}, from "
+            f"the cluster runs other code (digest {found.digest}, version {found.version}, from "
             f"{code.ROOT}) than was submitted (digest {digest}). Something stands before the "
             "wheel in the cluster's Python path: remove it from PYTHONPATH on the nodes."
         )
@@ -75,8 +83,8 @@ def _ordered(place: RunDir) -> tuple[Run, Shape]:
 
 def _go(run: Run, shape: Shape, place: RunDir, priority: int) -> None:
     asked = float(place.json("submission.json").get("asked", time.time()))
-    here = ray.get_runtime_context().gcs_address
-    with line.Waiting(place, run, shape, here, priority, asked) as waiting:
+    at = ray.get_runtime_context().gcs_address
+    with line.Waiting(place, run, shape, at, priority, asked) as waiting:
         with asked_to_stop() as told:
             try:
                 waiting.wait(_stopping(place, told), _teller(place, run))

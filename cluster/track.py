@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from ..data import storage
-from ..errors import StorageError
+from ..errors import RunError, StorageError
+from ..pretrain import checkpoint
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from . import journal, ledger
@@ -35,7 +36,7 @@ class Tracker:
         self.run, self.place, self.console = run, place, console
         self.rows, self.events = place.rows("metrics.jsonl"), place.rows("events.jsonl")
         self.logs: dict[int, deque[str]] = {}
-        self.stop_asked = False
+        self.stop_asked, self._attempt = False, 0
         self.places: list[Place] = []
         self._began = time.time()
         self._board_home = tempfile.TemporaryDirectory(prefix="diptych-events-")
@@ -65,7 +66,14 @@ class Tracker:
         """A group of workers begins at step `start`; returns the attempt's number.
 
         Rows of later steps, which an earlier attempt may have reported, are void.
+
+        Raises:
+            RunError: another driver has taken the run over.
         """
+        if self._given_up():
+            raise RunError(
+                f"{self.place.url}: another driver has taken this run over; this one ends."
+            )
         self.rows = journal.metrics(self.place, start, self._pages)
         self.places = places
         if self._board:
@@ -73,10 +81,10 @@ class Tracker:
         self._board = SummaryWriter(self._board_home.name, purge_step=start + 1 if start else None)
         self._line.at(start)
         self.status("running")
-        attempt = ledger.begin(self.place, start, len(places))
-        world = len(places)
-        self._happened({"what": "attempt", "attempt": attempt, "start": start, "world": world}, -1)
-        return attempt
+        self._attempt = ledger.begin(self.place, start, len(places))
+        told = {"attempt": self._attempt, "start": start, "world": len(places)}
+        self._happened({"what": "attempt", **told}, -1)
+        return self._attempt
 
     def hear(self, event: Event) -> None:
         """Takes one event of a worker."""
@@ -104,6 +112,8 @@ class Tracker:
 
     def flush(self) -> None:
         """Puts everything into the run's folder."""
+        if self._given_up():
+            return
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         storage.write(self.place.at("metrics.jsonl"), text.encode())
         self._store_logs()
@@ -118,7 +128,19 @@ class Tracker:
             self._state, self._note = state, note
             self._put_status()
 
+    def _given_up(self) -> bool:
+        """Whether another driver has begun since: then the run's folder is its, and this one ends.
+
+        A machine that was away may wake up after its run has gone on elsewhere.
+        """
+        if self._attempt and checkpoint.newer(self.place.url, self._attempt):
+            self.stop_asked = True
+            return True
+        return False
+
     def _put_status(self) -> None:
+        if self._given_up():
+            return
         self.place.put(
             "status.json",
             {
@@ -151,6 +173,8 @@ class Tracker:
 
     def _store_logs(self) -> None:
         """Puts the logs that have grown into the run's folder."""
+        if self._given_up():
+            return
         with self._lock:
             for rank, lines in list(self.logs.items()):
                 text = "\n".join([*list(lines), ""])
@@ -160,6 +184,8 @@ class Tracker:
 
     def _happened(self, body: dict[str, Any], rank: int) -> None:
         """Such events are rare, and kept at once."""
+        if self._given_up():
+            return
         self.events.append({"time": round(time.time(), 3), "rank": rank, **body})
         text = "".join(json.dumps(row) + "\n" for row in self.events)
         storage.write(self.place.at("events.jsonl"), text.encode())

@@ -155,6 +155,12 @@ def claim(run: str, attempt: int) -> bool:
     return storage.create(storage.join(run, FOLDER, _ATTEMPTS, f"{attempt:06d}"), name)
 
 
+def newer(run: str, attempt: int) -> int | None:
+    """The newest attempt that began after this one; None if it is the newest itself."""
+    claimed = storage.children(storage.join(run, FOLDER, _ATTEMPTS))
+    return max((int(n) for n in claimed if n.isdigit() and int(n) > attempt), default=None)
+
+
 def commit(
     run: str,
     step: int,
@@ -174,10 +180,9 @@ def commit(
     Raises:
         CheckpointError: a newer attempt has begun, or the manifest does not read back.
     """
-    claimed = storage.children(storage.join(run, FOLDER, _ATTEMPTS))
-    if newer := [name for name in claimed if name.isdigit() and int(name) > attempt]:
+    if latest := newer(run, attempt):
         raise CheckpointError(
-            f"attempt {attempt} at {run} may not publish step {step}: attempt {int(newer[-1])} "
+            f"attempt {attempt} at {run} may not publish step {step}: attempt {latest} "
             "has begun. This process was given up; it ends."
         )
     rows = [[getattr(piece, name) for name in Slice.__slots__] for piece in slices]

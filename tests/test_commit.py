@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from diptych.cluster import ledger
 from diptych.cluster.checkpoint import Snapshot, Writer
+from diptych.cluster.job import Event, Place
 from diptych.cluster.journal import Journal
+from diptych.cluster.track import Tracker
 from diptych.data import storage
-from diptych.errors import CheckpointError, StorageError
+from diptych.errors import CheckpointError, RunError, StorageError
 from diptych.pretrain import checkpoint, slices
 from diptych.pretrain.checkpoint import (
     WEIGHT,
@@ -240,3 +243,27 @@ def test_a_manifest_leads_nowhere_else(tmp_path: Path, file: str) -> None:
     place.write_text(json.dumps(sealed(body)))
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         open_checkpoint(run)
+
+
+def test_a_driver_that_was_given_up_leaves_the_folder_alone(run: str, tiny: Any) -> None:
+    """A laptop sleeps while its run goes on elsewhere, to the end; then it wakes up."""
+    place, quiet = RunDir(run), Console(quiet=True)
+    place_of_rank = Place(pid=1, host="h", address="a", port=1, node="n")
+    row = Event("metrics", 0, {"step": 10, "lr": 0.1})
+    with Tracker(tiny("given-up"), place, quiet) as old, Tracker(old.run, place, quiet) as new:
+        assert old.begin(0, [place_of_rank]) == 1
+        assert new.begin(0, [place_of_rank]) == 2
+        new.hear(row)
+        new.log("the end")
+        new.status("finished")
+        new.flush()
+        names = ("status.json", "metrics.jsonl", "events.jsonl", "logs/driver.log")
+        kept = {name: storage.read(place.at(name)) for name in names}
+        old.hear(row._replace(body={"step": 10, "lr": 0.9}))
+        old.hear(Event("event", -1, {"what": "restart", "text": "a worker died"}))
+        old.status("failed", "gone")
+        old.flush()
+        with pytest.raises(RunError, match="another driver has taken this run over"):
+            old.begin(0, [place_of_rank])
+        assert old.stop_asked and not new.stop_asked
+    assert kept == {name: storage.read(place.at(name)) for name in names}
