@@ -1,9 +1,11 @@
 """Ray's authentication token: where it lies, who may read it, and a cluster that asks for none."""
 
+import importlib
 import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -59,6 +61,18 @@ def headers() -> dict[str, str]:
         _narrow(token_path())
         token = token_path().read_text().strip()
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def present_token() -> None:
+    """Has Ray show the token that lies here to the cluster that it connects to.
+
+    Ray does so of itself only where it finds that cluster on this machine, not where it is named.
+    """
+    if "RAY_AUTH_MODE" in os.environ or not headers():
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    config: Any = importlib.import_module("ray._raylet").Config
+    config.initialize("")  # it has read the environment before
 
 
 def require_locked(address: str, *, insecure: bool = False) -> None:

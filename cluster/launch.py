@@ -233,7 +233,11 @@ def _left_s(pulses: dict[Member, Pulse], grace_s: float) -> float:
 
 @contextlib.contextmanager
 def cluster(address: str | None, shape: Shape) -> Iterator[None]:
-    """A Ray cluster: a private one on this machine, or the one at an address."""
+    """A Ray cluster: a private one on this machine, or the one at an address.
+
+    Raises:
+        ClusterError: there is none at the address, or it does not take our token.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -243,7 +247,14 @@ def cluster(address: str | None, shape: Shape) -> Iterator[None]:
         with lean():
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     else:
-        ray.init(address=address, **options)
+        auth.present_token()
+        try:
+            ray.init(address=address, **options)
+        except (RayError, ConnectionError, ValueError, RuntimeError) as err:
+            raise ClusterError(
+                f"no Ray cluster at {address!r} lets this process in ({err}). Is it up, "
+                f"and is the token at {auth.token_path()} its own?"
+            ) from err
     try:
         yield
     finally:

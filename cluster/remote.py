@@ -55,11 +55,13 @@ def _asked(address: str) -> str:
     """Asks the head of a cluster where its dashboard is."""
     from ray.dashboard.utils import ray_address_to_api_server_url
 
+    auth.present_token()
     try:
         return ray_address_to_api_server_url(address)
     except (RayError, ConnectionError, ValueError, RuntimeError) as err:
         raise ClusterError(
-            f"no Ray cluster at {address!r} ({type(err).__name__}). `diptych up` starts one here."
+            f"no Ray cluster at {address!r} lets this process in ({type(err).__name__}). "
+            f"`diptych up` starts one here. Is the token at {auth.token_path()} the cluster's?"
         ) from err
 
 

@@ -145,6 +145,20 @@ def test_only_the_owner_of_the_token_gets_in(here: Here) -> None:
     assert requests.post(f"{address}/api/jobs/", json={}, timeout=9).status_code == 401
 
 
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_ray_address_takes_the_token_that_lies_here(here: Here, mine: bool) -> None:
+    """As `--cluster HOST:PORT` and `train --ray HOST:PORT` meet it; nobody says RAY_AUTH_MODE."""
+    env = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    env |= {} if mine else {"RAY_AUTH_TOKEN_PATH": str(here.home / "nowhere")}
+    ask = f"remote.dashboard('127.0.0.1:{here.port}')"
+    words = ["-P", "-c", f"from diptych.cluster import remote; print({ask})"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+    if mine:
+        assert done.stdout.strip() == f"http://127.0.0.1:{here.dashboard}", done.stderr
+    else:
+        assert "lets this process in" in done.stderr and "nowhere" in done.stderr
+
+
 def test_the_dashboard_listens_on_loopback(here: Here) -> None:
     heard: list[Any] = [one for one in psutil.net_connections() if one.status == "LISTEN"]
     [ours] = {one.laddr.ip for one in heard if one.laddr.port == here.dashboard}
