@@ -54,7 +54,8 @@ def bring(
     if found is None:
         raise RecipeError(
             f"{source} is neither a folder of diffusers with unet/config.json nor a .safetensors "
-            "file. A run of ours is started from as it is: train ... --start-from RUN."
+            "file. Runs of ours and models of open_clip and transformers are started from as they "
+            "are: train ... --start-from FOLDER."
         )
     found.require()
     _require_own(found, place)

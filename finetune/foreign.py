@@ -8,17 +8,15 @@ is accounted for: nothing is missing, nothing is left over. Pickles are never op
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file
 from torch import Tensor
 
 from ..data import storage
 from ..errors import CheckpointError, ExportError
+from ..pretrain import stored
 from . import foreign_shapes as shapes
 from . import original
 
@@ -27,8 +25,6 @@ State = Mapping[str, Tensor]
 _ALSO: Mapping[str, str] = {"text_encoder": "bert", "vae": "vqvae"}
 """What `LDMTextToImagePipeline` calls them."""
 _PREFIXES = {"unet": original.UNET, "text_encoder": original.TEXT, "vae": original.FIRST}
-_WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _SHOWN = 3
 
 
@@ -64,7 +60,7 @@ class Foreign:
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         if home is None or not storage.exists(storage.join(home, name)):
             raise CheckpointError(f"{self.url} has no {part}/{name}. Give the whole folder.")
-        return _settings(storage.join(home, name))
+        return stored.settings(storage.join(home, name))
 
     def has(self, part: Part) -> bool:
         """Whether there is such a part."""
@@ -90,12 +86,12 @@ class Foreign:
         if self.file and not storage.exists(self.file):
             raise CheckpointError(f"{self.file} is not there. Name a file that is.")
         if not self.file:
-            _files(self._home("unet"))
+            stored.files(self._home("unet"))
 
     @functools.cached_property
     def _original(self) -> dict[str, Tensor]:
         assert self.file is not None
-        return _load(self.file)
+        return stored.tensors(self.file)
 
     def _home(self, part: Part) -> str:
         home = self.place(part)
@@ -106,8 +102,8 @@ class Foreign:
     def _from_folder(self, part: Part, wanted: State) -> dict[str, Tensor]:
         home = self._home(part)
         there: dict[str, Tensor] = {}
-        for url in _files(home):
-            there |= _load(url)
+        for url in stored.files(home):
+            there |= stored.tensors(url)
         there = {_bare(part, name): value for name, value in there.items()}
         names = {_bare(part, name): name for name in wanted}
         for bare, name in names.items():
@@ -146,7 +142,7 @@ def open_foreign(url: str) -> Foreign | None:
     Raises:
         CheckpointError: it is a pickle.
     """
-    if url.endswith(_PICKLES):
+    if url.endswith(stored.PICKLES):
         raise CheckpointError(
             f"{url} is a pickle, which can run any code and is never opened. Name its .safetensors "
             "twin, or convert it where you trust it."
@@ -166,48 +162,6 @@ def open_foreign(url: str) -> Foreign | None:
 
 def _is_pipeline(url: str) -> bool:
     return storage.exists(storage.join(url, "unet", "config.json"))
-
-
-def _settings(url: str) -> dict[str, Any]:
-    try:
-        found = json.loads(storage.read(url))
-    except ValueError as err:
-        raise CheckpointError(f"{url} is damaged: {err}. Copy it again.") from err
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{url} is damaged: no JSON object. Copy it again.")
-    return found
-
-
-def _files(home: str) -> list[str]:
-    """The files of a part's weights: one, or those that an index lists; fp32 before variants."""
-    names = storage.children(home)
-    if whole := [name for name in _WHOLE if name in names]:
-        return [storage.join(home, whole[0])]
-    if index := sorted((n for n in names if n.endswith(".safetensors.index.json")), key=len):
-        listed = sorted(set(_settings(storage.join(home, index[0])).get("weight_map", {}).values()))
-        if lost := [name for name in listed if name not in names]:
-            raise CheckpointError(f"{home} lacks {lost[0]}, which {index[0]} lists. Copy it too.")
-        return [storage.join(home, name) for name in listed]
-    found = [name for name in names if name.endswith(".safetensors")]
-    if len(found) != 1:
-        pickled = [name for name in names if name.endswith(_PICKLES)]
-        said = f"only {pickled[0]}, a pickle" if pickled else f"{len(found)} .safetensors files"
-        raise CheckpointError(
-            f"{home} holds {said}; one of {' or '.join(_WHOLE)} is wanted. Save it again with "
-            "safe_serialization=True."
-        )
-    return [storage.join(home, found[0])]
-
-
-def _load(url: str) -> dict[str, Tensor]:
-    try:
-        if storage.is_local(url):
-            return load_file(storage.local_path(url))
-        return load(storage.read(url))
-    except (SafetensorError, FileNotFoundError) as err:
-        raise CheckpointError(
-            f"{url} is no whole safetensors file: {err}. Download it again."
-        ) from err
 
 
 def _bare(part: Part, name: str) -> str:

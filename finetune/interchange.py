@@ -99,8 +99,7 @@ class Family:
         body = {name.removeprefix(prefix): v for name, v in theirs.items()}
         try:
             named = bert.parameters(self.modules(model))
-            if prefix:
-                named = {here: there for here, there in named.items() if not self._dropped(there)}
+            named = {h: t for h, t in named.items() if t in body or not self._dropped(t)}
             found = {f"model.{here}": body[there] for here, there in named.items()}
             found |= {f"model.{here}": value for here, value in self.fold(body, model).items()}
         except KeyError as err:
@@ -112,8 +111,25 @@ class Family:
             if all(there in theirs for there in names.values()):
                 found |= {here: self._turned(kind, theirs[there]) for here, there in names.items()}
                 if kind == "mlm":
-                    found["heads.mlm.bias_V"] = theirs[self.word_bias]
+                    found["heads.mlm.bias_V"] = self._bias(theirs)
         return found
+
+    def _bias(self, theirs: State) -> Tensor:
+        """Of words; versions of transformers store it under one of two names.
+
+        Raises:
+            ExportError: there is none, or the output layer is not the embedding of words.
+        """
+        home = self.word_bias.removesuffix(".bias").removesuffix(".decoder")
+        words = next(v for n, v in theirs.items() if n.endswith("word_embeddings.weight"))
+        if not torch.equal(theirs.get(f"{home}.decoder.weight", words), words):
+            raise ExportError(
+                f"{home}.decoder.weight is not the embedding of words, as it is of a task here."
+            )
+        for name in (f"{home}.bias", f"{home}.decoder.bias"):
+            if name in theirs:
+                return theirs[name]
+        raise ExportError(f"The weights have no {home}.bias.")
 
     def _dropped(self, there: str) -> bool:
         return there.startswith(self.bare_only) if self.bare_only else False

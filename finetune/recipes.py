@@ -8,7 +8,7 @@ from ..pretrain import presets as published
 from ..pretrain import recipes as pretraining
 from ..pretrain import stage_recipes as stages
 from ..pretrain.run import Data, Optim, Run, parse_run
-from . import adapters, clip_folder, heads, presets
+from . import adapters, clip_folder, heads, hub_folder, presets
 from .foreign_recipe import complete
 from .parts import KINDS
 from .tuner import ATTENTION
@@ -105,8 +105,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
 def find(text: str, settings: list[str]) -> Run:
     """A named recipe or a YAML file, with `path=value` settings put in.
 
-    What it leaves out of a model that it starts from a folder of diffusers or open_clip is read
-    there.
+    What it leaves out of a model that it starts from a folder of diffusers, open_clip or
+    transformers is read there.
 
     Raises:
         RecipeError: no such recipe, or whatever is wrong with it.
@@ -117,5 +117,5 @@ def find(text: str, settings: list[str]) -> Run:
         values = plain(RECIPES[text]())
     else:
         raise unknown(text, list(RECIPES), "recipe (or a .yaml file)")
-    values = clip_folder.complete(complete(override(values, settings)))
+    values = hub_folder.complete(clip_folder.complete(complete(override(values, settings))))
     return parse_run(values, KINDS, source=text)

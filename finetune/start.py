@@ -27,7 +27,7 @@ from ..pretrain.models.unet import ConditionalUnet
 from ..pretrain.run import Run
 from ..pretrain.rundir import RunDir
 from ..pretrain.task import Task
-from . import clip_folder
+from . import clip_folder, hub_folder
 from .foreign import Foreign, open_foreign
 from .foreign_recipe import require_like, words_of
 from .merge import plain_weights
@@ -138,7 +138,7 @@ def fresh_task(run: Run, text: Text) -> Task:
 
 def begin(task: Task, source: str, *, averaged: bool) -> None:
     """Takes over the weights of a run, merged where it has adapters, of an exported folder, of
-    open_clip's or diffusers' folder or Stable Diffusion's file.
+    open_clip's, transformers' or diffusers' folder or Stable Diffusion's file.
 
     With `averaged` it takes a run's moving average, where there is one.
 
@@ -150,6 +150,9 @@ def begin(task: Task, source: str, *, averaged: bool) -> None:
         return
     if clip_folder.holds(source):
         _begin_clip(task, source)
+        return
+    if hub_folder.holds(source):
+        start_plain(task, hub_folder.weights(task, source), source)
         return
     if storage.exists(storage.join(source, "model.safetensors")):
         start_plain(task, load(storage.read(storage.join(source, "model.safetensors"))), source)
@@ -167,6 +170,7 @@ def begin(task: Task, source: str, *, averaged: bool) -> None:
 
 def _begin_clip(task: Task, folder: str) -> None:
     _, weights = clip_folder.read(folder)
+    clip_folder.require_end(folder, task.words.empty[-1])
     found = start_plain(task, weights, folder)
     if left := [name for name in found.left if name.startswith("model.")]:
         raise CheckpointError(
@@ -213,9 +217,11 @@ def require_start(source: str) -> None:
     if foreign := open_foreign(source):
         foreign.require()
         return
-    if not clip_folder.holds(source) and not storage.exists(
-        storage.join(source, "model.safetensors")
-    ):
+    if clip_folder.holds(source):
+        return
+    if hub_folder.holds(source):
+        hub_folder.require(source)
+    elif not storage.exists(storage.join(source, "model.safetensors")):
         open_checkpoint(source)
 
 

@@ -169,8 +169,8 @@ class Run(Record):
     control: Annotated[Control, _part(Control, "control")] | None = None
     """Train this beside the model of `start_from`, and nothing else: ControlNet, T2I-Adapter."""
     start_from: str | None = None
-    """A finished run whose weights this one starts from; heads of other objectives are left out. Of
-    a U-Net also a folder of diffusers, or one .safetensors file of Stable Diffusion 1."""
+    """A finished run to take the weights of, heads of other objectives aside; or a folder of
+    diffusers, open_clip or transformers, or a .safetensors file of Stable Diffusion 1."""
     text_from: str | None = None
     """A folder of a BERT-like model of transformers, whose words and text layers are begun with."""
     log_steps: int = Field(default=10, ge=1)
