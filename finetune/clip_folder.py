@@ -79,6 +79,22 @@ def read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, {**named, SCALE: scale.float().reshape(())}
 
 
+def require_end(folder: str, end: int) -> None:
+    """Refuses a tokenizer that ends a text with another id than the one whose state stands for it.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    from open_clip.model import CLIPTextCfg  # imports for seconds
+
+    theirs = _settings(folder)["model_cfg"]["text_cfg"].get("eos_id", CLIPTextCfg.eos_id)
+    if theirs != end:
+        raise CheckpointError(
+            f"{folder}/{CONFIG}: a text ends with the id {theirs} (text_cfg.eos_id), and the run's "
+            f"tokenizer ends it with {end}. Use the tokenizer that the model was trained with."
+        )
+
+
 def _settings(folder: str) -> dict[str, Any]:
     try:
         found: Any = json.loads(storage.read(storage.join(folder, CONFIG)))

@@ -98,6 +98,9 @@ def test_open_clips_own_model_with_its_mean_and_deviation(
         text_BD = theirs.encode_text(padded_BL, normalize=True)
     torch.testing.assert_close(seen.towers.image_BE, image_BD, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen.towers.text_BE, text_BD, atol=1e-5, rtol=1e-4)
+    _settings(tmp_path, {"model_cfg": _with(config, sizes, "eos_id", 7), "preprocess_cfg": look})
+    with pytest.raises(CheckpointError, match=r"ends with the id 7 .*tokenizer ends it with 3"):
+        fresh_task(find(str(tmp_path / "mine.yaml"), []), text)
     for side, name, value in (
         (config, "quick_gelu", True),
         (sizes, "pool_type", "argmax"),
