@@ -27,6 +27,8 @@ MODELS = {
     "vilt": f"{{kind: single_stream, {SIZE}, depth: 1, packed: true, visual: {{kind: patches, "
     "patch: 4}}",
     "towers": f"{STREAMS}, shared: 8, visual: {{kind: regions, count: 5, values: 6}}}}",
+    "clip": f"{{kind: clip, {SIZE}, depth: 1, visual_width: 8, visual_heads: 2, visual_depth: 1, "
+    "patch: 8}",
 }
 
 
@@ -34,8 +36,8 @@ MODELS = {
 def test_onnxruntime_computes_what_was_trained(
     name: str, small: Callable[..., Run], text: Text, rows: Callable[..., Batch], tmp_path: Path
 ) -> None:
-    heads = {"vilt": "{kind: vqa, answers: [red, blue]}", "towers": "{kind: contrastive}"}
-    run = small(f"model={MODELS[name]}", f"objectives=[{{kind: itm}}, {heads[name]}]")
+    other = "{kind: vqa, answers: [red, blue]}" if name == "vilt" else "{kind: contrastive}"
+    run = small(f"model={MODELS[name]}", f"objectives=[{{kind: itm}}, {other}]")
     torch.manual_seed(0)
     task, out = run.task(text), tmp_path / name
     for parameter in task.parameters():
@@ -48,8 +50,9 @@ def test_onnxruntime_computes_what_was_trained(
     target.write(out, run, task, text, {"steps": 3})
     proof = target.prove(out, run, task, text, batch)
     assert proof["batch sizes"] == [1, 3, 8] and proof["process"] != os.getpid()
-    own = {"vilt": {"vqa.logits"}, "towers": {"text_embeds", "image_embeds"}}
-    wanted = {"pooled", "token_states", "region_states", "itm.logits"} | own[name]
+    own = {"vqa.logits"} if name == "vilt" else {"text_embeds", "image_embeds"}
+    own |= set() if name == "clip" else {"region_states"}
+    wanted = {"pooled", "token_states", "itm.logits"} | own
     assert set(proof["max_difference"]) == wanted
     assert max(proof["max_difference"].values()) <= 1e-5
     if name == "towers":
@@ -59,6 +62,14 @@ def test_onnxruntime_computes_what_was_trained(
         with pytest.raises(ExportError, match=r"pooled differs by 0\.01 from the trained model"):
             onnx.repeat(out, "clean_encoder_onnx.py")
         assert not (out / "proof.json").exists()
+
+
+def test_words_alone_need_no_picture(small: Callable[..., Run], text: Text) -> None:
+    bert = f"{{kind: single_stream, {SIZE}, depth: 1, order: post, visual: {{kind: none}}}}"
+    run = small(f"model={bert}", "objectives=[{kind: mlm}]")
+    ids, real = text.encode(["a picture", ""])
+    found = onnx.Graph(run, run.task(text)).named(torch.zeros(2, 3, 16, 16), ids, real, [])
+    assert set(found) == {"pooled", "token_states"}
 
 
 def test_a_denoiser_is_refused_before_anything_is_written(small: Callable[..., Run]) -> None:

@@ -101,7 +101,7 @@ def _towers(settings: dict[str, Any]) -> Any:
             states_BLD = here.token_embedding(tokens_BL) + here.positional_embedding
             states_BLD = here.ln_final(here.transformer(states_BLD, attn_mask=here.attn_mask))
             end_B = tokens_BL.eq(here.text_eos_id).int().argmax(1)
-            row_B = torch.arange(len(end_B), device=end_B.device)
+            row_B = torch.arange(end_B.shape[0], device=end_B.device)  # ONNX fixes a `len`
             text_BD = F.normalize(states_BLD[row_B, end_B] @ here.text_projection, dim=1)
             image_BD = F.normalize(here.visual(view.image_BCHW), dim=1)
 

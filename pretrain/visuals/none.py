@@ -35,4 +35,4 @@ class Blank(nn.Module):
         self.width = width
 
     def forward(self, view: View) -> Tensor:
-        return view.image_BCHW.new_zeros(view.batch.rows, 0, self.width)
+        return view.image_BCHW.new_zeros(view.tokens_BL.shape[0], 0, self.width)
