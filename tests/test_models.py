@@ -179,6 +179,25 @@ def test_random_cells_are_seen_in_training_only(task: Make, rows: Rows) -> None:
         task(spec, "objectives=[{kind: mrm}]")
 
 
+def test_a_map_with_its_channels_last_is_read_cell_by_cell(task: Make, rows: Rows) -> None:
+    """As Swin's; whose input has one size, too."""
+    swin = "visual: {kind: cnn, network: swin_tiny_patch4_window7_224, stride: 16}"
+    spec = f"{ONE}, {swin}}}".replace("image_size: 16", "image_size: 64")
+    found, batch = task(spec, "objectives=[{kind: mlm}]"), rows(2)
+    batch = replace(batch, image_BCHW=batch.image_BCHW.repeat(1, 1, 4, 4))
+    vision, view = found.model.vision.eval(), found.look(batch)
+    map_BHWC = vision.network(view.image_BCHW)[-1]
+    cell_BD = vision.norm(vision.project(map_BHWC[:, 1, 2])) + vision.places[4 + 2]
+    torch.testing.assert_close(vision(view)[:, 4 + 2], cell_BD, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", ["stem: 6", "width: 10"])
+def test_sizes_that_no_group_norm_takes_are_refused(size: str, small: Callable[..., Run]) -> None:
+    name, value = size.split(": ")
+    with pytest.raises(RecipeError, match=f"{name} {value} is not a multiple of 4"):
+        small(f"model.{name}={value}")
+
+
 @pytest.mark.parametrize(
     ("visual", "said"),
     [

@@ -46,6 +46,8 @@ class Vlp(Model):
             raise ValueError(
                 f"image_size {self.image_size} / grid {self.grid} must be a power of two, 2 or more"
             )
+        if odd := [name for name in ("stem", "width") if getattr(self, name) % 4]:
+            raise ValueError(f"{odd[0]} {getattr(self, odd[0])} is not a multiple of 4, its groups")
         return self
 
     @property

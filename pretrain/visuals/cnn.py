@@ -42,25 +42,25 @@ class Cnn(Visual):
         return 0 if self.sample else 3 * self.stride**2
 
     def build(self, width: int, image_size: int, epsilon: float) -> "MapTokens":
-        return MapTokens(width, self, self.regions(image_size), epsilon)
+        return MapTokens(width, self, image_size, epsilon)
 
 
 class MapTokens(nn.Module):
     """view -> (B, N, D), or fewer regions in training when some are sampled."""
 
-    def __init__(self, width: int, spec: Cnn, regions: int, epsilon: float) -> None:
+    def __init__(self, width: int, spec: Cnn, image_size: int, epsilon: float) -> None:
         super().__init__()
         self.sample = spec.sample
-        self.network, channels = _network(spec)
+        self.network, channels = _network(spec, image_size)
         self.project = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
-        self.places = nn.Parameter(torch.zeros(regions, width))
+        self.places = nn.Parameter(torch.zeros(spec.regions(image_size), width))
         self.hole = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.places, std=0.02)
         nn.init.normal_(self.hole, std=0.02)
 
     def forward(self, view: View) -> Tensor:
-        cells_BNC = self.network(view.image_BCHW)[-1].flatten(2).transpose(1, 2)
+        cells_BNC = self._cells(self.network(view.image_BCHW)[-1])
         cells_BND = self.norm(self.project(cells_BNC))
         cells_BND = cells_BND + self.places + view.hidden_BN[..., None] * self.hole
         if not (self.sample and self.training):
@@ -69,8 +69,14 @@ class MapTokens(nn.Module):
         kept_BK1 = draws_BN.argsort(1)[:, : self.sample].sort(1).values[..., None]
         return cells_BND.gather(1, kept_BK1.expand(-1, -1, cells_BND.shape[2]))
 
+    def _cells(self, map_BCHW: Tensor) -> Tensor:
+        """(B, N, C) of a map, also of one with its channels last, as Swin's."""
+        if map_BCHW.shape[1] != self.project.in_features:
+            return map_BCHW.flatten(1, 2)
+        return map_BCHW.flatten(2).transpose(1, 2)
 
-def _network(spec: Cnn) -> tuple[Any, int]:
+
+def _network(spec: Cnn, image_size: int) -> tuple[Any, int]:
     """timm's network up to the map of that stride, and its channels.
 
     Raises:
@@ -79,7 +85,9 @@ def _network(spec: Cnn) -> tuple[Any, int]:
     import timm  # imports for seconds
 
     try:
-        info: Any = timm.create_model(spec.network, features_only=True).feature_info
+        known: Any = timm.get_pretrained_cfg(spec.network)
+        fixed: Any = {"img_size": image_size} if known and known.fixed_input_size else {}
+        info: Any = timm.create_model(spec.network, features_only=True, **fixed).feature_info
     except (RuntimeError, AttributeError, ValueError) as err:
         raise RecipeError(
             f"visual 'cnn': timm gives no feature maps of {spec.network!r}: {err}. "
@@ -91,7 +99,7 @@ def _network(spec: Cnn) -> tuple[Any, int]:
             f"visual 'cnn': {spec.network} has maps of strides {strides}, not {spec.stride}."
         )
     last = len(strides) - 1 - strides[::-1].index(spec.stride)
-    network: Any = timm.create_model(spec.network, features_only=True, out_indices=(last,))
+    network: Any = timm.create_model(spec.network, features_only=True, out_indices=(last,), **fixed)
     if any(name.endswith("running_mean") for name, _ in network.named_buffers()):
         raise RecipeError(
             f"visual 'cnn': {spec.network} has batch norms, whose statistics depend on how a batch "
