@@ -88,6 +88,19 @@ def test_packed_is_padded(
         assert apart <= 1e-5 * max(1.0, float(gradient.abs().max())), parameter
 
 
+def test_regions_that_only_fill_up_say_the_same(
+    small: Callable[..., Run], text: Text, rows: Rows
+) -> None:
+    """A row may have none but those, and a captioner then reads them."""
+    given, found = batch(rows, text), list[torch.Tensor]()
+    for packed in ("false", "true"):
+        torch.manual_seed(0)
+        model = f"model={MODELS['visual_bert']}, packed: {packed}}}"
+        task = small(model, "objectives=[{kind: attend_tell, width: 8}]").task(text).eval()
+        found += [task(given).total, task.model(task.look(given)).regions_BND]
+    torch.testing.assert_close(found[:2], found[2:], atol=1e-6, rtol=1e-5)
+
+
 def test_fewer_tokens_are_computed(small: Callable[..., Run], text: Text, rows: Rows) -> None:
     """The perceptron sees real tokens alone, and is the only one to say so."""
     given, seen = batch(rows, text), list[int]()

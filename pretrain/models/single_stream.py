@@ -126,8 +126,8 @@ class Stream(nn.Module):
         text_BLD = self.embed(view.tokens_BL, more_BD=whole_BD)
         mask = joint_mask(view.real_BL, real_BN, view.causal_B)
         hidden_BSD = self._layers(text_BLD, regions_BND, mask)
-        length = text_BLD.shape[1]
-        return hidden_BSD[:, :length], hidden_BSD[:, length:]
+        text_BLD, regions_BND = hidden_BSD.tensor_split([text_BLD.shape[1]], dim=1)
+        return text_BLD, regions_BND.masked_fill(~real_BN[..., None], 0.0)  # as packed
 
     def _packed(
         self, view: View, regions_BND: Tensor, real_BN: Tensor, whole_BD: Tensor | None
