@@ -189,6 +189,14 @@ def test_a_model_without_towers_is_refused(small: Small, text: Text) -> None:
             small(f"objectives={setting}").task(text)
 
 
+@pytest.mark.parametrize("kind", ["mlm", "prefix"])
+def test_words_that_see_no_image_are_not_asked_for(kind: str, small: Small, text: Text) -> None:
+    size = "width: 16, heads: 2, visual_width: 8, visual_heads: 2, patch: 8"
+    clip = f"model={{kind: clip, {size}, image_size: 16, tokens: 12}}"
+    with pytest.raises(RecipeError, match=f"'{kind}'.*never see"):
+        small(clip, f"objectives=[{{kind: contrastive}}, {{kind: {kind}}}]").task(text)
+
+
 # Hard negatives.
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...data.draws import uniform
+from ...errors import RecipeError
 from ..objective import Objective, Score, Seen, Sizes, View, Words
 from ..wordhead import WordHead, score_words
 
@@ -36,6 +37,11 @@ class MaskedLanguage(Objective):
         return self.seq2seq == 1
 
     def head(self, sizes: Sizes) -> nn.Module:
+        if sizes.shared and not sizes.regions:
+            raise RecipeError(
+                "objective 'mlm' asks for words with the image in view, which the words of this "
+                "model never see; use model 'vlp', 'single_stream' or 'two_stream'."
+            )
         return WordHead(sizes.width, sizes.vocabulary, sizes.epsilon)
 
     def hide(self, view: View, words: Words) -> View:
