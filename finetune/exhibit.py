@@ -17,10 +17,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..config import Record, digest, plain
-from ..data import decode, draws, index, records, storage
+from ..data import decode, draws, holes, index, records, storage
 from ..data.index import Manifest
 from ..data.pack import Sample, tar
-from ..data.records import scan
 from ..errors import DataError
 from ..pretrain.diffusion.generate import Change, cells, denoiser, generate
 from ..pretrain.diffusion.sampling import Sampling
@@ -86,14 +85,15 @@ def place(found: Finished, hung: Hung) -> str:
 def prompts(hung: Hung, text: str) -> list[Prompt]:
     """The prompt of each image; `text` is `txt` or a field of the JSON record, as in a recipe.
 
+    Samples in quarantine are left out.
+
     Raises:
-        DataError: a sample has no such text.
+        DataError: a sample has no such text, or there is none.
     """
     manifest = index.open_manifest(hung.prompts)
-    there: list[Prompt] = []
-    for shard in manifest.shards:
-        with storage.open_read(shard.url) as file, storage.explained(shard.url):
-            there += [_prompt(r, m, text, shard.url) for r, m in scan(file, shard=shard.url)]
+    there = [_prompt(r, members, text, s.url) for s, r, members in holes.samples(manifest)]
+    if not there:
+        raise DataError(f"{hung.prompts} has no sample to draw: all are in quarantine.")
     order = draws.permutation(len(there), draws.row_key("prompts", hung.how.seed)).tolist()
     return [there[order[number % len(order)]] for number in range(hung.samples)]
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from diptych.cluster import drawing
 from diptych.cluster.shapes import Shape
 from diptych.config import plain
 from diptych.data import index, storage
+from diptych.data.holes import quarantine
 from diptych.data.pack import Sample, tar
 from diptych.data.records import scan
 from diptych.data.tokens import Text
@@ -136,6 +138,20 @@ def test_an_image_carries_what_it_should_show(denoiser: Finished, colors: str) -
     assert many[0] == many[30] == many[60]  # the texts again, when they run out
     with pytest.raises(DataError, match="no text 'caption'"):
         exhibit.prompts(wish, "caption")
+
+
+def test_samples_in_quarantine_are_not_drawn(tmp_path: Path, colors: str) -> None:
+    whole = shutil.copytree(colors, tmp_path / "colors")
+    manifest = index.open_manifest(str(whole))
+    asked = exhibit.prompts(hung(str(whole), samples=70), "txt")
+    keys = {prompt.key for prompt in asked}
+    for key in sorted(keys)[1:]:
+        shard, name = key.split("/")
+        quarantine(manifest, shard, name, "bad")
+    assert {p.key for p in exhibit.prompts(hung(str(whole)), "txt")} == {min(keys)}
+    quarantine(manifest, "00000.tar", min(keys).removeprefix("00000.tar/"), "bad")
+    with pytest.raises(DataError, match="no sample to draw"):
+        exhibit.prompts(hung(str(whole)), "txt")
 
 
 @pytest.mark.parametrize("hint", [encoders.Palette(cells=2), encoders.Layout()])
