@@ -48,10 +48,14 @@ class Text:
         return tuple(self._id(token) for token in _SPECIAL)
 
     @functools.cached_property
-    def joined(self) -> tuple[int, ...]:
-        """Ids of WordPiece's pieces that go on with the word before them."""
-        vocabulary = self.tokenizer.get_vocab()
-        return tuple(sorted(id for token, id in vocabulary.items() if token.startswith("##")))
+    def joined(self) -> tuple[int, ...] | None:
+        """Ids of WordPiece's pieces that go on with the word before them; None of other models,
+        whose pieces do not say so."""
+        model, vocabulary = self.tokenizer.model, self.tokenizer.get_vocab()
+        if not isinstance(model, models.WordPiece):
+            return None
+        mark: str = model.continuing_subword_prefix
+        return tuple(sorted(id for token, id in vocabulary.items() if token.startswith(mark)))
 
     def grown(self, words: Sequence[str]) -> "Text":
         """The same with new words behind all others, each one id, found as they are written.

@@ -273,7 +273,7 @@ class Words:
     """Ids that stand for no word and are never hidden."""
     empty: tuple[int, ...]
     """Ids of the empty text: what is left of a caption that is dropped."""
-    joined: tuple[int, ...] = ()
-    """Ids of pieces that go on with the word before them."""
+    joined: tuple[int, ...] | None = ()
+    """Ids of pieces that go on with the word before them; None where pieces do not say so."""
     decode: Callable[[Sequence[int]], str] | None = None
     """Ids -> their text."""

@@ -312,6 +312,8 @@ def test_whole_words_are_hidden_whole(rows: Rows) -> None:
     assert not torn.any()
     assert (joined[:, 1:] & (parts[:, 1:] != parts[:, :-1])).any()
     assert whole.any(1).all()
+    with pytest.raises(RecipeError, match="does not mark them"):
+        MaskedLanguage(whole=True).hide(view_of(batch), replace(words, joined=None))
 
 
 @pytest.mark.parametrize("objectives", ["[{kind: prefix}]", "[{kind: mlm, seq2seq: 1.0}]"])

@@ -63,6 +63,17 @@ def test_a_file_without_a_decoder_says_words_too() -> None:
     assert text.decode(ids[0].tolist()) == "unlike the gold"
 
 
+def test_pieces_are_those_that_the_model_marks() -> None:
+    told = json.loads(tokens.learn(TEXTS, 70))
+    before = tokens.from_text(json.dumps(told), 8).joined
+    told["model"]["continuing_subword_prefix"] = "@@"
+    vocabulary = told["model"]["vocab"].items()
+    told["model"]["vocab"] = {name.replace("##", "@@"): id for name, id in vocabulary}
+    assert before and tokens.from_text(json.dumps(told), 8).joined == before
+    told["model"] = {"type": "BPE", "vocab": told["model"]["vocab"], "merges": []}
+    assert tokens.from_text(json.dumps(told), 8).joined is None
+
+
 def test_a_text_that_nothing_begins_and_ends_is_refused(tmp_path: Path) -> None:
     bare = BertWordPieceTokenizer()
     bare.train_from_iterator(TEXTS, vocab_size=100, show_progress=False)

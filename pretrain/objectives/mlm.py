@@ -76,6 +76,11 @@ class MaskedLanguage(Objective):
 
 def _starts(tokens_BL: Tensor, words: Words) -> Tensor:
     """(B, L): the place of the first piece of the word that each piece belongs to."""
+    if words.joined is None:
+        raise RecipeError(
+            "mlm: whole=true hides the pieces of a word together, and the run's tokenizer does not "
+            "mark them; use one of WordPiece, as BERT's, or leave `whole` out."
+        )
     joined = torch.tensor(words.joined, dtype=torch.long, device=tokens_BL.device)
     place_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
     return torch.where(torch.isin(tokens_BL, joined), 0, place_L).cummax(1).values
