@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-5
-_PROVEN = ("config.json", "model.safetensors", "tokenizer.json")
+_PROVEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 @torch.no_grad()

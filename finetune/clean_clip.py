@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 TOLERANCE = 1e-5
-_PROVEN = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json")
+_PROVEN = ("open_clip_config.json", "open_clip_model.safetensors")
+_PROVEN += ("tokenizer.json", "tokenizer_config.json")
 
 
 @torch.no_grad()

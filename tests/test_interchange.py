@@ -198,6 +198,7 @@ def test_an_export_opens_without_diptych(
     assert proof["process"] != os.getpid() and proof["loader"] == "transformers"
     assert proof["max_difference"] and max(proof["max_difference"].values()) <= 1e-5
     assert not [file for file in out.iterdir() if file.suffix in (".bin", ".pt", ".pkl")]
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} < set(proof["sha256"])
     words = transformers.PreTrainedTokenizerFast.from_pretrained(out)
     sentence = "a picture with number 7"
     told = words(sentence, padding="max_length", max_length=12)["input_ids"]
