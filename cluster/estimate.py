@@ -177,8 +177,6 @@ def _activations(run: Run, shape: Shape, chart: Plan, text: Text, rows: int) -> 
         task = task.to(torch.bfloat16)
     if shape.recompute:
         task.recompute()
-    if getattr(task.model, "packed", False):  # which takes what is real; padded is the most
-        task.model.packed = False
     batch = _largest(chart, text, run, rows).to(torch.device("meta"))
     with _all_nonzero():
         return pass_bytes(task, batch)

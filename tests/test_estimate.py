@@ -82,13 +82,6 @@ def needed(tiny: Tiny, easy: str) -> estimate.Need:
     return estimate.need(run, PAIR, open_plan(run), text)
 
 
-def test_a_packed_model_takes_what_it_takes_padded(tiny: Tiny, needed: estimate.Need) -> None:
-    """At the most: how much of its batches is real, a plan does not know."""
-    run = tiny("plan", "batch=64", "model.packed=true")
-    text = tokens.load(run.data.tokenizer, run.model.tokens)
-    assert estimate.need(run, PAIR, open_plan(run), text) == needed
-
-
 def test_what_fits_grows_with_the_memory(tiny: Tiny, needed: estimate.Need) -> None:
     run = tiny("plan", "batch=64")
     for micro in (8, 32):
