@@ -16,9 +16,17 @@ DiptychError
 └── ClusterError       workers that did not start, or died more often than allowed
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class DiptychError(Exception):
     """Base of all errors that a user can do something about; the command line exits with 2."""
+
+    def __str__(self) -> str:
+        """The message; what names in strange tars would tell a terminal to do is shown instead."""
+        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().__str__())
 
 
 class Stopped(Exception):

@@ -52,7 +52,9 @@ def expand(urls: str | list[str]) -> list[str]:
         try:
             expanded = list(braceexpand.braceexpand(pattern, escape=False))
         except ValueError as err:
-            raise StorageError(f"{pattern!r}: {err}. Write a range as {{00000..00099}}.") from err
+            raise StorageError(
+                f"{shown(pattern)!r}: its braces do not close. Write a range as {{00000..00099}}."
+            ) from err
         for url in map(absolute, expanded):
             found += _glob(url) if _is_pattern(url) else [url]
     return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import StorageError
 from . import storage
 from .buckets import Buckets
 from .holes import QUARANTINE
@@ -109,14 +110,19 @@ def left_out(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _listed(title: str, place: str, columns: tuple[str, ...]) -> dict[str, Any]:
     reasons, first = Counter[str](), list[list[str]]()
-    if storage.exists(place):
+    none = f"None: {storage.name(place)} is not there or empty."
+    try:
+        there = storage.exists(place)
+    except StorageError as err:  # by a server that has signed for the tars alone, for one
+        there, none = False, f"Not known: {err}"
+    if there:
         with storage.open_read(place) as file, storage.explained(place):
             for line in file:
                 row = _row(line)
                 reasons[str(row.get("reason"))] += 1
                 if len(first) < _SHOWN:
                     first.append([str(row.get(column, "")) for column in columns])
-    found = {"title": title, "place": storage.name(place), "total": reasons.total()}
+    found = {"title": title, "none": none, "total": reasons.total()}
     return found | {"reasons": reasons.most_common(), "first": first}
 
 

@@ -25,12 +25,14 @@ def absolute(url: str) -> str:
 
 def _absolute(url: str) -> str:
     if re.search(r"[\x00-\x1f\x7f]", url):
-        raise StorageError(f"{url!r}: refused, it holds a control character. Rename the object.")
+        raise StorageError(
+            f"{_masked(url)!r}: refused, it holds a control character. Rename the object."
+        )
     if re.match(r"^[a-zA-Z][\w+.-]*:", url):
         scheme, _, rest = url.partition(":")
         if scheme not in _SCHEMES or not rest.startswith("//"):
             raise StorageError(
-                f"{url!r}: the scheme {scheme!r} is refused. Use s3://, file:// or https://."
+                f"{_masked(url)!r}: the scheme {scheme!r} is refused. Use s3://, file:// or https://."
             )
         if scheme != "file" and not rest.removeprefix("//").partition("/")[0]:
             raise StorageError(
@@ -79,6 +81,12 @@ def shown(url: str) -> str:
     """The URL as a message may show it: without a query, which can hold a signature."""
     bare, _, query = url.partition("?")
     return f"{bare}?…" if query and url.startswith("https://") else url
+
+
+def _masked(url: str) -> str:
+    """A refused URL without its query, and without what stands before its host."""
+    bare, _, query = url.partition("?")
+    return re.sub(r"//.*@", "//…@", bare) + ("?…" if query else "")
 
 
 def _bare(url: str) -> str:

@@ -239,3 +239,9 @@ def test_the_command_counts_shows_the_first_and_exits_with_2(
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 5)
     assert "cannot be decoded" in done.stdout
     assert runner.invoke(app, ["check", dataset([samples(2)], "good").url]).exit_code == 0
+
+
+def test_what_a_key_would_tell_a_terminal_is_shown(dataset: Dataset) -> None:
+    manifest = dataset([[("\x1b[31mred\x07", {"png": b"no image"})]])
+    ((_, sentence),) = check(manifest).faults
+    assert r"00000.tar: \x1b[31mred\x07.png cannot be decoded" in sentence

@@ -61,7 +61,7 @@ class Web(BaseHTTPRequestHandler):
 
     def signed(self) -> None:
         tar = type(self).tars.get(self.path.removeprefix("/signed/"))
-        self.answer(404) if tar is None else self.ranges(tar, ETag=type(self).etag)
+        self.answer(403) if tar is None else self.ranges(tar, ETag=type(self).etag)
 
     def dated(self) -> None:
         self.ranges(Last_Modified="Mon, 23 Nov 2026 06:00:00 GMT")
@@ -201,6 +201,7 @@ def test_a_signature_is_asked_with_and_shown_nowhere(
     more = [sentence for _, sentence in check.check(manifest).faults]
     told = preview.page(manifest) + str(found.faults) + str(more)
     assert "canary" not in told and "0.tar?…: a.jpg cannot be decoded" in told
+    assert f"Not known: {web}/signed/skipped.jsonl: permission denied" in told
 
 
 def test_a_server_without_ranges_is_not_read_to_far_behind(web: str) -> None:

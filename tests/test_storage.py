@@ -18,11 +18,21 @@ def test_other_schemes_are_refused(url: str) -> None:
             use(url)
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "https://user:secret@host/x.tar"])
-def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID") as caught:
-        storage.absolute(url)
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://key:secret@bucket/x", "AWS_ACCESS_KEY_ID"),
+        ("https://user:secret@host/x.tar", "AWS_ACCESS_KEY_ID"),
+        ("HTTPS://user:sec/ret@secret@host/x.tar", r"'HTTPS://…@host/x.tar': the scheme"),
+        ("http://host/x.tar?X-Amz-Signature=secret", r"'http://host/x.tar\?…': the scheme"),
+        ("https://host/x.tar?sig=secret\n", "control character"),
+        ("https://host/{0..9.tar?sig=secret", "braces do not close"),
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str, said: str) -> None:
+    with pytest.raises(StorageError, match=said) as caught:
+        storage.expand(url)
+    assert "secret" not in str(caught.value) and "ret@" not in str(caught.value)
 
 
 def test_a_url_needs_a_bucket_or_a_host() -> None:
