@@ -175,7 +175,9 @@ def test_stamps_change_with_the_picture_and_what_lies_beside_it(tmp_path: Path) 
 # Metadata tables beside pictures.
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.tsv"])
+@pytest.mark.parametrize(
+    "name", [f"metadata.{kind}" for kind in ("jsonl", "csv", "tsv", "parquet")]
+)
 def test_captions_and_records_come_from_metadata(tmp_path: Path, name: str) -> None:
     pictures(tmp_path, "a.png", "sub/b.png", "c.png", "sub/d.png")
     (tmp_path / "c.txt").write_text("from the file")
@@ -191,7 +193,10 @@ def test_captions_and_records_come_from_metadata(tmp_path: Path, name: str) -> N
         cells = [[json.dumps(v, ensure_ascii=False) for v in row.values()] for row in rows]
         lines = [comma.join(rows[0]), *map(comma.join, cells)]
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode() + b"\n")
-    first = 1 if name.endswith("jsonl") else 2
+    if name.endswith("parquet"):
+        columns = pyarrow.table({column: [row[column] for row in rows] for column in rows[0]})
+        parquet.write_table(columns, tmp_path / name)
+    first = {"jsonl": 1, "parquet": 0}.get(name.removeprefix("metadata."), 2)
     source = open_source(str(tmp_path))
     assert all_told(source) == [
         (f"{name}:{first}", (None, {"caption": "two, \u2028 or three", "size": "4"})),

@@ -31,19 +31,26 @@ class ArrowFiles:
 
     def __iter__(self) -> Iterator[Item]:
         """Yields the rows, a few read at a time."""
-        pyarrow = _pyarrow()
         for path in self.files:
             info = path.stat()
             mark = f"{path.name}:{info.st_size}:{info.st_mtime_ns}"
-            try:
-                for number, row, columns in self._rows(path):
-                    place = f"{path.relative_to(self.folder)}:{number}"
-                    where = {"name": place, "mark": f"{mark}:{number}"}
-                    yield item(row, columns, root=self.root, **where)
-            except (pyarrow.ArrowException, OSError) as err:
-                raise DataError(
-                    f"{path} is damaged or no such table: {str(err).rstrip('.')}. Get it again."
-                ) from err
+            for number, row, columns in self.rows(path):
+                place = f"{path.relative_to(self.folder)}:{number}"
+                where = {"name": place, "mark": f"{mark}:{number}"}
+                yield item(row, columns, root=self.root, **where)
+
+    def rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any], Columns]]:
+        """Yields (number, row, which column is what) of one file.
+
+        Raises:
+            DataError: a damaged file, two columns of one name, or none that could be the picture.
+        """
+        try:
+            yield from self._rows(path)
+        except (_pyarrow().ArrowException, OSError) as err:
+            raise DataError(
+                f"{path} is damaged or no such table: {str(err).rstrip('.')}. Get it again."
+            ) from err
 
     def _rows(self, path: Path) -> Iterator[tuple[int, dict[str, Any], Columns]]:
         batches = _batches(path)

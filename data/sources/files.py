@@ -6,10 +6,12 @@ from pathlib import Path
 
 from ..decode import is_image
 from ..items import Item, Members, Notes, Unreadable, key_of, printable
+from .arrow import ArrowFiles
 from .beside import SIDECARS, picture, stamp
+from .json_table import Row
 from .tables import Columns, bad_row, item, opened
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 _CONVERTED = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".tif", ".tiff")
 _FOREIGN = (".heic", ".heif", ".jxl")
 
@@ -19,15 +21,16 @@ def has_pictures(folder: Path) -> bool:
     for _, _, names in os.walk(folder):
         if any(_is_picture(name) or _suffix(name) in _FOREIGN for name in names):
             return True
-    return any((folder / name).exists() for name in METADATA)
+    # But for .parquet, which a folder of such tables may have among the others.
+    return any((folder / name).exists() for name in METADATA[:-1])
 
 
 class Folder:
     """Every picture below a folder, in the order of their paths.
 
-    A `metadata.jsonl`, `.csv` or `.tsv` beside pictures names them in `file_name` (or another
-    column) and gives their captions and records; its rows come first, then the pictures that no
-    row names. Links to folders are not followed.
+    A `metadata.jsonl`, `.csv`, `.tsv` or `.parquet` beside pictures names them in `file_name` (or
+    another column) and gives their captions and records; its rows come first, then the pictures
+    that no row names. Links to folders are not followed.
     """
 
     def __init__(self, path: Path, columns: Columns) -> None:
@@ -66,14 +69,25 @@ class Folder:
                 yield from self._folder(folder / entry.name, f"{inner}{entry.name}/", named)
 
     def _rows(self, table: Path, inner: str, named: set[str]) -> Iterator[Item]:
-        columns, found = opened(table, self.columns)
-        for place, row in found:
+        for place, row, columns in self._told(table):
             if isinstance(row, str):
                 yield bad_row(inner + place, "unreadable row", row)
                 continue
             row[columns.image or ""] = inner + str(row.get(columns.image or "") or "")
             named.add(os.path.normpath(row[columns.image or ""]))
             yield item(row, columns, name=inner + place, root=self.path)
+
+    def _told(self, table: Path) -> Iterator[tuple[str, Row | str, Columns]]:
+        """(name, row, which column is what) of a metadata table."""
+        if table.suffix == ".parquet":
+            arrow = ArrowFiles(table.parent, [table], self.columns, self.path)
+            for number, row, columns in arrow.rows(table):
+                yield f"{table.name}:{number}", row, columns
+            self.notes.columns |= arrow.notes.columns
+            return
+        columns, found = opened(table, self.columns)
+        for place, row in found:
+            yield place, row, columns
 
     def _files(self, folder: Path, inner: str, names: list[str], named: set[str]) -> Iterator[Item]:
         pictures = [name for name in names if _is_picture(name)]
