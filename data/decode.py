@@ -45,6 +45,12 @@ def is_image(extension: str) -> bool:
     return extension.rpartition(".")[2] in ("jpg", "jpeg", "png", "webp")
 
 
+def is_known(extension: str) -> bool:
+    """Whether a member with this extension is decoded at all."""
+    known = is_image(extension) or extension in ("txt", "json", "cls", "npy")
+    return known or extension.endswith(".npy")
+
+
 def image(blob: Blob, *, fit: tuple[int, int] | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns (H, W, 3) uint8 RGB, upright, transparency laid on white; and its full (W, H).
 
@@ -197,7 +203,7 @@ def _put(found: dict[str, Any], extension: str, blob: Blob, fit: tuple[int, int]
         found["fields"] = {**_fields(_text(blob)), **found["fields"]}
     elif extension == "cls":
         found["fields"] = {**found["fields"], "cls": int(_text(blob))}
-    elif extension == "npy" or extension.endswith(".npy"):
+    elif is_known(extension):
         found["arrays"][extension.removesuffix(".npy")] = array(blob)
 
 

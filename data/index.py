@@ -277,7 +277,7 @@ def _sound(shard: Shard, out: str) -> bool:
 def _index(url: str, out: str) -> Shard:
     size, etag = storage.stat(url)
     with storage.open_read(url) as file, storage.explained(url):
-        lines = [_line(record, blobs) for record, blobs in scan(file, shard=url)]
+        lines = [_line(record, blobs) for record, blobs in scan(file, shard=url, held=_measured)]
     if not lines:
         raise ShardError(
             f"{storage.shown(url)} holds no samples. Leave it out, or upload it again."
@@ -290,6 +290,10 @@ def _index(url: str, out: str) -> Shard:
         storage.join(out, storage.name(url) + ".json"), json.dumps(_row(shard, out)).encode()
     )
     return shard
+
+
+def _measured(extension: str) -> bool:
+    return is_image(extension) or extension == "txt"
 
 
 def _line(record: Record, blobs: dict[str, bytes]) -> str:

@@ -3,7 +3,7 @@
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import ShardError
@@ -60,11 +60,18 @@ def split_name(path: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
-def scan(file: Any, *, shard: str) -> Iterator[tuple[Record, dict[str, bytes]]]:
+def scan(
+    file: Any, *, shard: str, held: Callable[[str], bool] = lambda extension: True
+) -> Iterator[tuple[Record, dict[str, bytes]]]:
     """Yields every sample of a tar with its members' bytes, and reads each byte once.
 
     A damaged tar yields what lies before the damage, the last sample perhaps without all its
     members, and then raises.
+
+    Args:
+        file: the tar.
+        shard: named in errors.
+        held: by extension, whose bytes are wanted; others are not kept, however large they are.
 
     Raises:
         ShardError: no tar, cut short, a damaged header, or two members of one name in a sample.
@@ -89,9 +96,13 @@ def scan(file: Any, *, shard: str) -> Iterator[tuple[Record, dict[str, bytes]]]:
                 raise ShardError(
                     f"{shard}: {info.name!r}: .{parts[1]} is WebDataset's own. Rename it."
                 )
-            blob = _blob(file, info, shard)
-            members[parts[1]] = Member(info.offset_data, info.size, zlib.crc32(blob))
-            blobs[parts[1]] = blob
+            _require_whole(file, info, shard)
+            if held(parts[1]):
+                blobs[parts[1]] = file.read(info.size)
+                crc = zlib.crc32(blobs[parts[1]])
+            else:
+                crc = _crc(file, info.size)
+            members[parts[1]] = Member(info.offset_data, info.size, crc)
     except ShardError as err:
         fault = err
     if key is not None and members:
@@ -127,7 +138,8 @@ def _why(file: Any, err: Exception) -> str:
     return f"{err}. Upload it again"
 
 
-def _blob(file: Any, info: tarfile.TarInfo, shard: str) -> bytes:
+def _require_whole(file: Any, info: tarfile.TarInfo, shard: str) -> None:
+    """Goes to the first byte of a member that is there to its last."""
     if info.issparse():
         raise ShardError(f"{shard}: member {info.name!r} is sparse. Pack it without --sparse.")
     there = file.seek(0, 2) - info.offset_data
@@ -137,7 +149,13 @@ def _blob(file: Any, info: tarfile.TarInfo, shard: str) -> bytes:
             "Upload it again."
         )
     file.seek(info.offset_data)
-    return file.read(info.size)
+
+
+def _crc(file: Any, size: int) -> int:
+    found = 0
+    for start in range(0, size, _CHUNK):
+        found = zlib.crc32(file.read(min(_CHUNK, size - start)), found)
+    return found
 
 
 def _follows(file: Any, end: int) -> str:

@@ -2,7 +2,9 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -245,3 +247,27 @@ def test_what_a_key_would_tell_a_terminal_is_shown(dataset: Dataset) -> None:
     manifest = dataset([[("\x1b[31mred\x07", {"png": b"no image"})]])
     ((_, sentence),) = check(manifest).faults
     assert r"00000.tar: \x1b[31mred\x07.png cannot be decoded" in sentence
+
+
+def test_a_member_that_is_never_decoded_is_checked_and_not_held(tmp_path: Path) -> None:
+    """A film of 256 MiB, which both verbs read in pieces."""
+    size, url = 256 << 20, str(tmp_path / "0.tar")
+    with open(url, "wb") as file:
+        info = tarfile.TarInfo("a.mp4")
+        info.size = size
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.seek(size, io.SEEK_CUR)
+        file.write(tar([("a", {"txt": b"x"})]))
+    tracemalloc.start()
+    manifest = index.build([url])
+    found = check(manifest)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.good, dict(found.reasons)) == (1, {})
+    assert most < 64 << 20
+    with open(url, "r+b") as file:
+        file.seek(size // 2)
+        file.write(b"x")
+    found = check(manifest)
+    assert (found.good, dict(found.reasons), found.replaced) == (0, {"changed": 1}, 1)
+    assert "0.tar: a has other bytes than were indexed" in found.faults[-1][1]
