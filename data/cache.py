@@ -278,7 +278,8 @@ def require_same(url: str, note: Note, expect: Mapping[str, Any]) -> None:
 
 def command(source: str, spec: Spec, url: str) -> str:
     """The command that makes or completes a cache."""
-    words = [f"diptych data precompute {_folder(source)} --encoder {spec.encoder}=WEIGHTS"]
+    encoder = spec.encoder if spec.whole else f"{spec.encoder}=WEIGHTS"  # a hint has none
+    words = [f"diptych data precompute {_folder(source)} --encoder {encoder}"]
     words += [f"--size {width}x{height}" for width, height in spec.sizes or ()]
     words += ["--exact"] if spec.exact else []
     words += [f"--text {spec.text}"] if spec.text not in (None, "txt") else []

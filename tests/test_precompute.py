@@ -14,7 +14,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from diptych.config import plain
 from diptych.data import index, rows, storage
-from diptych.data.cache import Spec, content, open_cache
+from diptych.data.cache import Spec, command, content, open_cache
 from diptych.data.check import check
 from diptych.data.decode import sample
 from diptych.data.index import Manifest
@@ -22,6 +22,7 @@ from diptych.data.pack import Sample, tar
 from diptych.data.precompute import Done, begin, precompute
 from diptych.data.transforms import Frame, frame
 from diptych.errors import DataError, RecipeError, ShardError, StaleCacheError
+from diptych.pretrain.encoders import Canny, Grid
 
 Samples = Callable[..., list[Sample]]
 Dataset = Callable[..., Manifest]
@@ -188,6 +189,12 @@ def test_another_way_of_making_is_refused(
         assert f"--dtype {wanted.dtype}" in said
     assert tars(tmp_path / "cache") == before
     open_cache(out, three, **plain(spec()))
+
+
+def test_the_command_names_weights_where_there_are_any() -> None:
+    asked = {e.kind: command("s3://b/set", e.spec(), "s3://b/c") for e in (Canny(), Grid())}
+    assert " --encoder canny --size " in asked["canny"]
+    assert " --encoder grid=WEIGHTS --size " in asked["grid"]
 
 
 def test_an_encoder_that_is_not_the_specs_is_refused(three: Manifest, tmp_path: Path) -> None:
