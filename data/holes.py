@@ -192,13 +192,29 @@ def samples(
     Args:
         manifest: the dataset.
         shards: only these of it; each is read once, from end to end.
+
+    Raises:
+        ShardError: a shard is not what was indexed.
     """
     skipped = {(hole.shard, hole.key) for hole in quarantined(manifest)}
     for shard in manifest.shards if shards is None else shards:
+        lines, seen = open_lines(manifest, shard), 0
         with storage.open_read(shard.url) as file, storage.explained(shard.url):
             for record, members in records.scan(file, shard=shard.url):
+                if seen == len(lines) or lines.entry(seen).record != record:
+                    raise _changed(shard, record.key)
+                seen += 1
                 if (storage.name(shard.url), record.key) not in skipped:
                     yield shard, record, members
+        if seen < len(lines):
+            raise _changed(shard, lines.entry(seen).record.key)
+
+
+def _changed(shard: Shard, key: str) -> ShardError:
+    return ShardError(
+        f"{storage.shown(shard.url)}: {key} is not what was indexed; see `diptych data check`. Put "
+        "the shard back, or index all of the dataset again."
+    )
 
 
 def split(manifest: Manifest, sample: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Samples that are left out, on record."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -211,3 +211,14 @@ def test_what_reads_a_dataset_whole_passes_by_its_quarantine(
     assert len(gallery.captioned(found, greedy)) == len(ngram_table.captions(manifest)) == 5
     assert list(records(manifest)) == [json.loads(m["json"]) for k, m in shard if k != "000002"]
     assert majority(found) == 1
+
+
+@pytest.mark.parametrize("numbers", [range(5), range(7), [0, 1, 2, 9, 4, 5]])
+def test_what_reads_a_dataset_whole_reads_what_was_indexed(
+    numbers: Sequence[int], samples: Samples, dataset: Dataset
+) -> None:
+    manifest = dataset([samples(6)])
+    assert len(ngram_table.captions(manifest)) == 6
+    storage.write(manifest.shards[0].url, tar([samples(1, first=number)[0] for number in numbers]))
+    with pytest.raises(ShardError, match=r"0000\d\d is not what was indexed"):
+        ngram_table.captions(manifest)
