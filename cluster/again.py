@@ -4,6 +4,8 @@
 `--start-from` is the second: a new run takes weights, and nothing else.
 """
 
+import re
+
 from ..config import from_yaml, override, parse
 from ..data import storage
 from ..errors import RunError
@@ -42,4 +44,17 @@ def require_another(run: Run, url: str) -> None:
         raise RunError(
             f"{url} cannot start from its own weights. To go on with it: diptych resume {url}. To "
             "begin another run from them, name that one: --run NAME."
+        )
+
+
+def require_name(name: str) -> None:
+    """Refuses names that mean another folder (`..`), or are not a run's (`~line`).
+
+    Raises:
+        RunError: it is one.
+    """
+    if not re.fullmatch(r"\w[\w .-]{0,199}", name):
+        raise RunError(
+            f"{name[:40]!r} cannot be the name of a run. It begins with a letter or a digit, and "
+            "has letters, digits, '_', '-', '.' and spaces, 200 at most: --run my-run."
         )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..data import storage
 from ..pretrain.optim import lr_at
 from ..pretrain.run import Run
 
@@ -29,7 +30,11 @@ def terminal(run: Run, width: int = 60, height: int = 6) -> str:
 
 
 def picture(run: Run, path: Path) -> None:
-    """A PNG, SVG or PDF, by the name's ending."""
+    """A PNG, SVG or PDF, by the name's ending.
+
+    Raises:
+        StorageError: it cannot be written there.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")
@@ -37,5 +42,6 @@ def picture(run: Run, path: Path) -> None:
     steps, rates = zip(*points(run, 2000), strict=True)
     axes.plot(steps, rates)
     axes.set(xlabel="step", ylabel="learning rate", title=run.name, ylim=(0, None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with storage.explained(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)

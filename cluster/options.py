@@ -1,5 +1,6 @@
 """Arguments and options that several verbs share."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -67,6 +68,17 @@ def price(value: float | None) -> float | None:
         BadParameter: it is less, or endless.
     """
     return amount(value) if value else value
+
+
+def drawing(path: Path | None) -> Path | None:
+    """A file to draw into, by its ending.
+
+    Raises:
+        BadParameter: it has another ending.
+    """
+    if path is not None and path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{path} ends in none of .png, .svg and .pdf")
+    return path
 
 
 def pixels(text: str) -> tuple[int, int]:

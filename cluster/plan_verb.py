@@ -36,7 +36,8 @@ def plan(
         typer.Option(callback=opt.price, help="Money for 1000 requests to the bucket."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write the learning rate as a picture: lr.png.")
+        Path | None,
+        typer.Option(callback=opt.drawing, help="Write the learning rate as a picture: lr.png."),
     ] = None,
     json_: Json = False,
 ) -> None:

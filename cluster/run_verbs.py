@@ -1,6 +1,7 @@
 """Verbs of a run: train, submit, resume, jobs, logs, stop."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -184,14 +185,17 @@ def stop(
 def _chosen(
     recipe: str, settings: list[str] | None, start: str | None, run: str | None, runs: str
 ) -> tuple["Run", str]:
-    """The recipe, and the URL of its run."""
+    """The recipe, and the URL of its run; `start`, too, may be the name of a run beside it."""
     from ..data import storage
     from ..finetune.recipes import find
-    from .again import require_another
+    from .again import require_another, require_name
 
+    if start and "/" not in start and not Path(start).exists():
+        start = f"{runs.rstrip('/')}/{start}"
     settings = [*(settings or []), *([f"start_from={start}"] if start else [])]
     chosen = find(recipe, settings)
     url = run if run and "/" in run else f"{runs.rstrip('/')}/{run or chosen.name}"
+    require_name(storage.name(url))
     require_another(chosen, storage.absolute(url))
     return chosen, url
 

@@ -62,6 +62,24 @@ def test_an_unknown_key_names_the_near_one() -> None:
     refused(done, "'rat'", "Did you mean 'rate'?")
 
 
+@pytest.mark.parametrize("name", ["..", "~line", ".hidden", "a" * 300])
+def test_a_name_that_no_run_can_have(name: str, tmp_path: Path) -> None:
+    done = diptych("train", "vlp_easy", "--runs", str(tmp_path / "runs"), "--run", name)
+    refused(done, name[:40], "cannot be the name of a run")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_to_start_from_is_named_as_others_are(tmp_path: Path) -> None:
+    words = ["train", "vlp_easy", "--runs", str(tmp_path), "--run", "b"]
+    refused(diptych(*words, "--start-from", "b"), f"{tmp_path}/b cannot start from its own")
+
+
+def test_a_picture_of_the_plan_has_an_ending(tmp_path: Path) -> None:
+    done = diptych("plan", "vlp_easy", "--plot", str(tmp_path / "lr.txt"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and ".png" in done.stderr
+
+
 def test_a_missing_bucket(bucket: str, recipe: Callable[..., str]) -> None:
     done = diptych("train", recipe("a"), "--set", "data.train=s3://nowhere/set")
     refused(done, "s3://nowhere", "no such bucket")
