@@ -72,7 +72,8 @@ def join(head: str, *, ip: str | None, cpus: int | None, gpus: int | None) -> No
     if not auth.headers():
         raise ClusterError(
             f"no token at {auth.token_path()}. Copy it from the head, readable by you alone: "
-            f"scp {head.rpartition(':')[0]}:.ray/auth_token ~/.ray/ && chmod 600 ~/.ray/auth_token"
+            f"mkdir -p -m 700 ~/.ray && scp {head.rpartition(':')[0]}:.ray/auth_token ~/.ray/ && "
+            "chmod 600 ~/.ray/auth_token"
         )
     return _insist([f"--address={head}", *_has(ip, cpus, gpus)], head, "", "")
 

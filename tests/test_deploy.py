@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -43,6 +44,8 @@ def test_the_aws_cluster_is_locked_and_its_workers_are_spot() -> None:
     assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     for kind in (head, spot):
         assert kind["node_config"]["IamInstanceProfile"]  # so that no key is on any machine
+        # What Ray puts its own image in place of, or an image; EC2 takes no other name.
+        assert re.fullmatch(r"latest_dlami|ami-[0-9a-f]{8,17}", kind["node_config"]["ImageId"])
     starts = [*found["head_start_ray_commands"], *found["worker_start_ray_commands"]]
     starts = [line for line in starts if "ray start" in line]
     assert len(starts) == 2
@@ -50,6 +53,8 @@ def test_the_aws_cluster_is_locked_and_its_workers_are_spot() -> None:
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert found["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert any("chmod 600 ~/.ray/auth_token" in line for line in found["setup_commands"])
+    [install] = [line for line in found["setup_commands"] if "pip install" in line]
+    assert "./diptych-" in install  # a file: no package index has it
     for place in found["file_mounts"].values():
         assert place.startswith("~") or (DEPLOY.parent / place).exists()
 
