@@ -15,6 +15,7 @@ from ..data import storage
 from ..errors import CheckpointError, ExportError, RecipeError
 from ..pretrain import stored
 from ..pretrain.bert import folder_state, require_alike
+from ..pretrain.models import SingleStream, TwoStream
 from ..pretrain.task import Task
 from .interchange import BERT, LXMERT, VILT, VISUAL_BERT, Family, family
 
@@ -29,6 +30,8 @@ _FREE = {"vocab_size", "max_position_embeddings", "type_vocab_size", "modality_t
 _FREE |= {"hidden_dropout_prob", "attention_probs_dropout_prob", "pad_token_id"}
 _FREE |= {"task_obj_predict", "task_qa", "is_decoder"}
 """Settings that change no number of the model, or that the shapes of tensors say."""
+_KINDS = (SingleStream.kind, TwoStream.kind)
+_SIZES = {"kind", "width", "inner", "heads", "tokens", "epsilon", "visual"}
 _ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "bert": {"is_decoder": False},
     "lxmert": {},
@@ -66,6 +69,8 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
     source, model = values.get("start_from"), values.get("model", {})
     if not isinstance(source, str) or not isinstance(model, dict):
         return values
+    if model.get("kind", _KINDS[0]) not in _KINDS or model.keys() >= _SIZES:
+        return values  # nothing is left out, as in a recipe by its name
     folder = storage.absolute(source)
     if not holds(folder):
         return values

@@ -105,6 +105,12 @@ def test_what_would_compute_something_else_is_refused(text: Text, tmp_path: Path
         require_start(run.start_from or "")
 
 
+def test_a_recipe_that_says_all_asks_nobody() -> None:
+    """What it starts from need not be within reach of who plans it."""
+    for name in ("lxmert_base", "visualbert_base", "vlp_easy"):
+        assert find(name, ["start_from=s3://nowhere/at-all"]).name == name
+
+
 WORDS: dict[str, dict[str, Any]] = {
     "BertModel": {},
     "RobertaModel": {"max_position_embeddings": 22, "layer_norm_eps": 1e-12},
