@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import factors, peft_settings
+
 _PARTS = re.compile(
     r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_down|lora_mid|lora_up|lora\.down"
     r"|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|lora_magnitude_vector|dora_scale"
@@ -15,14 +17,7 @@ _PARTS = re.compile(
 )
 _OLD = re.compile(r"(unet\..+)\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
 """As diffusers wrote until 0.22: alpha was always the rank."""
-_PAIRS = (
-    ("lora_A", "lora_B"),
-    ("lora_embedding_A", "lora_embedding_B"),
-    ("lora_down", "lora_up"),
-    ("lora.down", "lora.up"),
-    ("lora_linear_layer.down", "lora_linear_layer.up"),
-    ("processor.down", "processor.up"),
-)
+_PEFT = "base_model.model."
 _LORA = re.compile(r"(^|[._])lora[._]")
 
 
@@ -117,10 +112,11 @@ def _setting(config: Mapping[str, Any], module: str, what: str) -> float | None:
 
 def rules(seen: Read, kind: str) -> Iterator[str]:
     """What the loaders of a layout want, and the file has not."""
-    if kind in ("model", "embedding"):
+    if kind in ("model", "embedding") or peft_settings.other_method(seen.config):
         return
     found = modules(seen)
-    odd = [name for name in seen.shapes if not (_part(name) or _saved_whole(seen, name))]
+    beside = peft_settings.saved_beside
+    odd = [name for name in seen.shapes if not (_part(name) or beside(seen.config, name))]
     if odd:
         yield f"{odd[0]} belongs to no adapter ({len(odd)} such): loaders refuse or drop it."
     for name, parts in found.items():
@@ -128,6 +124,12 @@ def rules(seen: Read, kind: str) -> Iterator[str]:
             yield f"{name}.alpha stands alone: its matrices are missing."
             return
         yield from _pairs(seen, kind, name, parts)
+    aims = peft_settings.aims(seen.config)
+    if aims and (strays := [n for n in found if not aims(n.removeprefix(_PEFT))]):
+        yield (
+            f"{strays[0]} is none of its config's target_modules ({len(strays)} such): peft drops "
+            "it in silence."
+        )
     if kind == "peft" and not seen.config:
         yield "adapter_config.json is missing beside it: peft cannot know rank and alpha."
     old = all(part.startswith("processor.") for parts in found.values() for part in parts)
@@ -144,23 +146,21 @@ def rules(seen: Read, kind: str) -> Iterator[str]:
         yield from _kohya(seen, found)
 
 
-def _saved_whole(seen: Read, name: str) -> bool:
-    """Whether a tensor is of a module that peft trained beside the adapter and keeps whole."""
-    whole: list[str] = seen.config.get("modules_to_save") or []
-    return any(re.search(rf"\.{re.escape(each)}\.", name) for each in whole)
-
-
-def _pairs(seen: Read, kind: str, name: str, parts: Mapping[str, Any]) -> Iterator[str]:
-    for down, up in _PAIRS:
-        if (down in parts) != (up in parts):
-            lost = up if down in parts else down
-            yield f"{name} has no {lost}: loaders refuse it."
-        elif down in parts and parts[down][0] != parts[up][1]:
-            yield f"{name}: {down} has rank {parts[down][0]} and {up} rank {parts[up][1]}."
-        elif down in parts and kind != "kohya":
-            rank = _setting(_config(seen, name, kind)[2], _config(seen, name, kind)[1], "r")
-            if rank is not None and rank != parts[down][0]:
-                yield f"{name} has rank {parts[down][0]}, its config says {rank:g}."
+def _pairs(seen: Read, kind: str, name: str, parts: factors.Parts) -> Iterator[str]:
+    if lost := factors.lacking(parts):
+        yield f"{name} has no {lost}: loaders refuse it."
+        return
+    wrong = [f"{name}: {said}" for said in factors.misfits(parts)]
+    yield from wrong
+    if wrong or kind == "kohya":
+        return
+    _, module, config = _config(seen, name, kind)
+    rank = _setting(config, module, "r")
+    for down, _ in factors.PAIRS:
+        if down in parts and rank is not None and rank != parts[down][0]:
+            yield f"{name} has rank {parts[down][0]}, its config says {rank:g}."
+    if config.get("use_dora") and not factors.length_of(parts):
+        yield f"{name} has no lora_magnitude_vector, and its config says DoRA."
 
 
 def _kohya(seen: Read, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -185,6 +185,8 @@ def _kohya(seen: Read, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def remarks(seen: Read, kind: str) -> Iterator[str]:
     """What only some loaders of a layout take."""
+    if method := peft_settings.other_method(seen.config):
+        yield f"it is peft's {method}, whose tensors are not looked into"
     parts = {part for each in modules(seen).values() for part in each}
     if kind == "kohya" and any(part.startswith(("lokr_", "hada_")) for part in parts):
         yield "it holds LoKr or LoHa, which diffusers refuses: ComfyUI and A1111 read it"
@@ -197,7 +199,7 @@ def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -
     """What does not fit the modules of a base: `base[side]["shapes"]` by module."""
     if kind == "embedding":
         yield from _embedding(seen, base)
-    if kind in ("model", "embedding"):
+    if kind in ("model", "embedding") or peft_settings.other_method(seen.config):
         return
     fit = {name: _in_base(name, kind, base, seen) for name in modules(seen)}
     if strange := [name for name, where in fit.items() if where is None]:
@@ -205,19 +207,39 @@ def against_base(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -
             f"{strange[0]} is no module of the base ({len(strange)} of {len(fit)} are none); the "
             "base is another, or a key was renamed."
         )
+    yield from _left_bare(seen, kind, base)
     for name, parts in modules(seen).items():
         where = fit[name]
-        if where is None:
+        if where is None or factors.lacking(parts) or any(factors.misfits(parts)):
             continue
-        rows, columns = where[0], where[1]
-        for down, up in _PAIRS:
-            if not (down in parts and up in parts):
-                continue
-            made = (parts[up][0], parts[down][1])
-            if down == "lora_embedding_A":  # a table of words is looked up, not multiplied with
-                made = (made[1], made[0])
-            if made != (rows, columns):
-                yield f"{name} is for a weight of {made}, the base's is ({rows}, {columns})."
+        rows, columns = where[0], math.prod(where[1:])
+        made = factors.weight(parts)
+        if made and made != (rows, columns):
+            yield f"{name} is for a weight of {made}, the base's is ({rows}, {columns})."
+        held = factors.length_of(parts)
+        if held and held[1] not in (rows, *where[1:2]):
+            yield f"{name}: {held[0]} has {held[1]} numbers, the base's weight {rows} rows."
+
+
+def _left_bare(seen: Read, kind: str, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Modules that peft's settings name, whose matrices are in no file: they would do nothing."""
+    aims = peft_settings.aims(seen.config)
+    if kind != "peft" or aims is None:
+        return
+    here = {_bare(name.removeprefix(_PEFT)) for name in modules(seen)}
+    for each in base.values():
+        there = {_bare(name) for name, shape in each["shapes"].items() if len(shape) > 1}
+        lost = sorted(n for n in there - here if aims(n) or aims(f"text_model.{n}"))
+        if there & here and lost:
+            yield (
+                f"{lost[0]} has no matrices, and its config's target_modules name it ({len(lost)} "
+                "such): peft goes on with it untrained."
+            )
+
+
+def _bare(module: str) -> str:
+    """Versions of transformers differ in whether CLIP's names begin with `text_model.`."""
+    return module.removeprefix("text_model.")
 
 
 def _embedding(seen: Read, base: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

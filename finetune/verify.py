@@ -15,11 +15,15 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ExportError
+from . import part_folder
 from .adapter_file import ACCOUNT
 from .layouts import Read, against_base, alphas, layout, remarks, rules
 from .prove import is_pickle
 
 _OWN = ("proof.json", "README.md")
+_SAID = 8
+_TOLD = (ACCOUNT, "lora_adapter_metadata")
+"""Keys of metadata whose values are JSON objects."""
 
 
 @dataclass
@@ -70,15 +74,26 @@ def verify(path: Path, base: Mapping[str, Mapping[str, Any]] | None = None) -> V
             found.wrong.append(f"{file.name} is no whole safetensors file: {err}.")
     if not stored and not found.wrong and not found.proven:  # ONNX was proven without any
         found.wrong.append("It holds no .safetensors file.")
-    found.wrong = list(dict.fromkeys(found.wrong))
+    for home in dict.fromkeys(file.parent for file in stored):
+        try:
+            found.wrong += part_folder.misfits(home)
+        except (SafetensorError, OSError):
+            continue  # said above, of that very file
+    found.wrong = _shortened(list(dict.fromkeys(found.wrong)))
     return found
+
+
+def _shortened(wrong: list[str]) -> list[str]:
+    """One fault may be said of each of hundreds of modules."""
+    more = len(wrong) - _SAID
+    return wrong if more <= 1 else [*wrong[:_SAID], f"And {more} more such sentences."]
 
 
 def read(file: Path) -> Read:
     """Shapes and metadata of a safetensors file, and the tensors that are single numbers.
 
     Raises:
-        ExportError: the adapter_config.json beside it is damaged.
+        ExportError: the adapter_config.json beside it is damaged, or its metadata.
     """
     with safe_open(file, framework="pt") as opened:
         metadata = dict(opened.metadata() or {})
@@ -87,18 +102,20 @@ def read(file: Path) -> Read:
         scalars = {
             name: float(opened.get_tensor(name)) for name, shape in shapes.items() if shape == ()
         }
-    return Read(file, shapes, metadata, scalars, _config(file.parent / "adapter_config.json"))
+    for name in _TOLD:
+        _object(metadata.get(name, "{}"), f"{file.name}'s metadata {name!r}")
+    beside = file.parent / "adapter_config.json"
+    config = _object(beside.read_text(), beside.name) if beside.exists() else {}
+    return Read(file, shapes, metadata, scalars, config)
 
 
-def _config(beside: Path) -> dict[str, Any]:
-    if not beside.exists():
-        return {}
+def _object(blob: str, called: str) -> dict[str, Any]:
     try:
-        found = json.loads(beside.read_text())
+        found = json.loads(blob)
     except ValueError as err:
-        raise ExportError(f"{beside.name} is damaged: {err}. Copy it again.") from err
+        raise ExportError(f"{called} is damaged: {err}. Copy it again.") from err
     if not isinstance(found, dict):
-        raise ExportError(f"{beside.name} is damaged: no JSON object. Copy it again.")
+        raise ExportError(f"{called} is damaged: no JSON object. Copy it again.")
     return cast(dict[str, Any], found)
 
 
