@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..errors import ClusterError
+from ..errors import ClusterError, RecipeError
 from ..pretrain import ema
 from ..pretrain.checkpoint import EMA, WEIGHT, Checkpoint, base_digest
 from ..pretrain.compiled import compile_blocks
@@ -34,6 +34,7 @@ class DeepSpeedEngine:
     def __init__(self, task: Task, run: Run, shape: Shape, writer: Writer) -> None:
         require_offload(shape)
         require_compiler(shape)
+        require_dimensions(task)
         if shape.recompute:
             task.recompute()
         if shape.compile:
@@ -185,6 +186,19 @@ def require_offload(shape: Shape) -> None:
         raise ClusterError(
             f"offload to {shape.nvme}: DeepSpeed cannot build its async_io here. Install libaio's "
             "headers (libaio-dev) and a C++ compiler on every node, or offload to 'cpu'."
+        )
+
+
+def require_dimensions(task: Task) -> None:
+    """Refuses parameters without a dimension: DeepSpeed sends bytes, which no scalar is viewed as.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    if scalars := [name for name, param in task.named_parameters() if not param.dim()]:
+        raise RecipeError(
+            f"parameter {scalars[0]} has no dimension, which DeepSpeed cannot send to other ranks. "
+            "Make it one of shape (1,)."
         )
 
 

@@ -76,7 +76,7 @@ def read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (KeyError, ValueError, SafetensorError) as err:
         raise CheckpointError(f"{folder}/{WEIGHTS} holds no CLIP of open_clip: {err!r}") from err
     named = {f"model.{name}": value.float() for name, value in weights.items()}
-    return record, {**named, SCALE: scale.float().reshape(())}
+    return record, {**named, SCALE: scale.float().reshape(1)}
 
 
 def require_end(folder: str, end: int) -> None:

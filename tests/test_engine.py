@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import ranks
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from diptych.cluster.engine import require_compiler, require_offload
+from diptych.cluster.engine import require_compiler, require_dimensions, require_offload
 from diptych.cluster.shapes import Shape, deepspeed_config, find_shape
 from diptych.errors import ClusterError, RecipeError
 from diptych.pretrain.checkpoint import open_checkpoint
@@ -27,6 +28,14 @@ def trains(**more: Any) -> dict[str, Any]:
     return {"do": "train", "steps": 3, "shape": shape, **more}
 
 
+TOWERS = dict.fromkeys(("text_depth", "visual_depth", "cross_depth"), 1)
+LOOK = {"image_size": 8, "visual": {"kind": "patches", "patch": 4}}
+CONTRAST = {
+    "model": {"kind": "two_stream", "width": 12, "heads": 2, "tokens": 4, "shared": 8}
+    | TOWERS
+    | LOOK,
+    "objectives": [{"kind": "contrastive"}],
+}
 JOBS: dict[str, dict[str, Any]] = {
     "plain": trains(),
     "micro": trains(shape={"micro_batch": 2}),
@@ -42,6 +51,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "compiled": trains(short=True, shape={"zero_stage": 1, "compile": True}),
     "not compiled": trains(short=True, shape={"zero_stage": 1}),
     "frozen": trains(shape={"workers": 2, "zero_stage": 3}, freeze=["model.vision", "heads.mrm"]),
+    **{
+        f"contrast {stage}": trains(recipe=CONTRAST, shape={"workers": 2, "zero_stage": stage})
+        for stage in (0, 1, 3)
+    },
 }
 COMPILED = ("compiled", "not compiled")
 
@@ -76,6 +89,19 @@ def test_recomputed_activations_are_the_same(name: str, said: Said) -> None:
     rough = 1e-6 if name.endswith("3") else 0.0  # ZeRO-3 has its own linear layer
     assert said[name] == pytest.approx(said["dropout"], rel=rough)
     assert said["dropout"] != said["plain"]
+
+
+def test_contrast_is_the_same_at_any_stage(said: Said) -> None:
+    assert said["contrast 1"] == pytest.approx(said["contrast 0"], rel=1e-5)
+    assert said["contrast 3"] == pytest.approx(said["contrast 0"], rel=1e-4)
+
+
+def test_a_parameter_without_a_dimension_is_refused(small: Any, text: Any) -> None:
+    task: Task = small().task(text)
+    require_dimensions(task)
+    task.heads["mlm"].register_parameter("scale", nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(RecipeError, match=r"heads\.mlm\.scale has no dimension"):
+        require_dimensions(task)
 
 
 def test_compiled_blocks_learn_the_same(said: Said) -> None:

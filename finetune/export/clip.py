@@ -63,7 +63,7 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
     state = task.state_dict()
     named = {n.removeprefix("model."): v for n, v in state.items() if n.startswith("model.")}
     least = torch.tensor(task.heads["contrastive"].most)
-    named["logit_scale"] = torch.minimum(state[SCALE].cpu(), least)
+    named["logit_scale"] = torch.minimum(state[SCALE].cpu(), least).reshape(())
     weights = {name: value.float().contiguous().clone() for name, value in named.items()}
     save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
     transformers.PreTrainedTokenizerFast(

@@ -83,9 +83,9 @@ class _Scale(nn.Module):
 
     def __init__(self, temperature: float, least: float) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.full((1,), -math.log(temperature)))
         self.most = -math.log(least)
 
     def forward(self) -> Tensor:
         over = (self.log_scale - self.most).clamp(min=0).detach()  # gradients still pull it back
-        return (self.log_scale - over).exp()
+        return (self.log_scale - over).exp()[0]
