@@ -14,7 +14,11 @@ from ..recurrent import Read, Recurrent, mean_region, memory, word_table
 
 
 class ShowTell(Recurrent):
-    """x_-1 = W mean(regions); x_t = E word_t; p(word_t+1) = softmax(W_o LSTM(x_t))."""
+    """x_-1 = norm(W mean(regions)); x_t = E word_t; p(word_t+1) = softmax(W_o LSTM(x_t)).
+
+    The norm is not the paper's, which begins with a CNN that tells images apart: without it what
+    all images of a fresh model share fills the memory, and the words never learn of the rest.
+    """
 
     kind: ClassVar[str] = "show_tell"
 
@@ -29,7 +33,7 @@ class Teller(nn.Module):
     def __init__(self, sizes: Sizes, width: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.image = nn.Linear(sizes.width, width)
+        self.image = nn.Sequential(nn.Linear(sizes.width, width), nn.LayerNorm(width))
         self.table = word_table(sizes.vocabulary, width)
         self.cell = memory(width, width)
         self.words = nn.Linear(width, sizes.vocabulary)
