@@ -31,6 +31,9 @@ def caption(
         Literal["beam", "greedy", "nucleus"], typer.Option(help="How words are chosen.")
     ] = "beam",
     beams: Annotated[int, typer.Option(min=1, help="Of beam search.")] = 5,
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beam search: above 0 for long texts, below for short ones.")
+    ] = 1.0,
     share: Annotated[float, typer.Option(min=0, max=1, help="Of nucleus sampling.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of nucleus sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of nucleus sampling.")] = 0,
@@ -61,7 +64,8 @@ def caption(
     from ..finetune.score import finished
     from .jobs import find
 
-    decoder = _decoder(how, beams, share, temperature, seed)
+    chance = {"share": share, "temperature": temperature}
+    decoder = _decoder(how, beams, length_penalty, seed, chance)
     if image and data:
         raise RecipeError("--image and --data: say one of them.")
     if image:
@@ -183,7 +187,9 @@ def search(
     console.print(str(out.absolute()), soft_wrap=True, highlight=False)
 
 
-def _decoder(how: str, beams: int, share: float, temperature: float, seed: int) -> Any:
+def _decoder(
+    how: str, beams: int, length_penalty: float, seed: int, chance: dict[str, float]
+) -> Any:
     import torch
 
     from ..finetune import decode
@@ -191,9 +197,9 @@ def _decoder(how: str, beams: int, share: float, temperature: float, seed: int) 
     if how == "greedy":
         return decode.greedy
     if how == "beam":
-        return functools.partial(decode.beam, beams=beams)
-    chance = torch.Generator().manual_seed(seed)
-    return functools.partial(decode.nucleus, share=share, temperature=temperature, generator=chance)
+        return functools.partial(decode.beam, beams=beams, length_penalty=length_penalty)
+    draws = torch.Generator().manual_seed(seed)
+    return functools.partial(decode.nucleus, **chance, generator=draws)
 
 
 def _caption_files(

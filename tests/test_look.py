@@ -105,6 +105,8 @@ def test_captions_of_a_test_set(writer: RunDir, tmp_path: Path) -> None:
     few = json.loads(told("caption", writer.url, "--json", "--limit", "3", "--how", "greedy"))
     assert few["pictures"] == 3
     assert few["bleu_1"] == pytest.approx(1)
+    short = json.loads(told("caption", writer.url, "--json", "--length-penalty=-100"))
+    assert short["bleu_1"] < 0.5
 
 
 def test_captions_of_files(writer: RunDir, tmp_path: Path) -> None:
