@@ -43,6 +43,7 @@ class Tracker:
         self._board: SummaryWriter | None = None
         self._line = Line(run, console)
         self._state, self._note = "", ""
+        self._looked = False
         self._over, self._lock = threading.Event(), threading.Lock()
         self._stored: dict[int, str] = {}
         """Each log as it is in the run's folder."""
@@ -197,8 +198,22 @@ class Tracker:
             if name != "step":
                 self._board.add_scalar(name.replace(".", "/"), value, int(row["step"]))
         self._line.show(row)
+        self._told_nothing(row)
         if row["step"] % self.run.checkpoint_steps == 0:
             self.flush()
+
+    def _told_nothing(self, row: dict[str, Any]) -> None:
+        """Says once, after the first steps, which objectives had no row to learn of."""
+        if self._looked or self.run.mixing or row.get("skipped"):
+            return
+        self._looked = True
+        for objective in self.run.objectives:
+            if f"{objective.kind}.loss" not in row:
+                self.log(
+                    f"{objective.kind} had nothing to learn of in any sample up to step "
+                    f"{row['step']}: none holds what it reads, or no answer is in its list. Look "
+                    "at the records: `diptych data preview`."
+                )
 
     def _picture(self, step: int, name: str, url: str) -> None:
         """A sheet of samples, which lies in the run's folder already."""

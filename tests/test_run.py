@@ -1,6 +1,7 @@
 """Real runs: a Ray cluster, DeepSpeed workers, a bucket. One is undisturbed; all others agree."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from rank_faults import key_of
 from rich.console import Console
 
 from diptych.cluster import journal, ledger
+from diptych.cluster.job import Event
 from diptych.cluster.replay import replay
 from diptych.cluster.shapes import Shape
 from diptych.cluster.track import Tracker
@@ -240,6 +242,19 @@ def test_a_run_that_is_busy_is_refused(runs: str, tiny: Tiny) -> None:
         tracker.status("running")
     with pytest.raises(RunError, match="is being run by process"):
         prepare(tiny("busy"), PAIR, place.url)
+
+
+def test_an_objective_that_learns_of_nothing_is_named_once(runs: str, tiny: Tiny) -> None:
+    run = tiny("nothing")
+    place, _ = prepare(run, PAIR, f"{runs}/nothing")
+    said = io.StringIO()
+    row = {"step": 10, "skipped": 0, "itm.loss": 1.0, "mrm.loss": 1.0, "mlm.accuracy": 0.0}
+    with Tracker(run, place, Console(file=said, width=200)) as tracker:
+        tracker.begin(0, [])
+        for step in (10, 20):
+            tracker.hear(Event("metrics", 0, {**row, "step": step}))
+    assert said.getvalue().count("mlm had nothing to learn of in any sample up to step 10") == 1
+    assert "itm had" not in said.getvalue()
 
 
 def test_a_damaged_sample_is_named_and_ends_the_run(bucket: str, easy: str, tiny: Tiny) -> None:
