@@ -18,6 +18,9 @@ Data = Annotated[str | None, typer.Option(help="Other data than the recipe's tes
 Extra = Annotated[
     list[str] | None, typer.Option(help="meteor or spice, by pycocoevalcap and Java; repeat it.")
 ]
+Penalty = Annotated[
+    float, typer.Option(help="Of beam search: above 0 for long texts, below for short ones.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
 
 
@@ -31,9 +34,7 @@ def caption(
         Literal["beam", "greedy", "nucleus"], typer.Option(help="How words are chosen.")
     ] = "beam",
     beams: Annotated[int, typer.Option(min=1, help="Of beam search.")] = 5,
-    length_penalty: Annotated[
-        float, typer.Option(help="Of beam search: above 0 for long texts, below for short ones.")
-    ] = 1.0,
+    length_penalty: Penalty = 1.0,
     share: Annotated[float, typer.Option(min=0, max=1, help="Of nucleus sampling.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of nucleus sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of nucleus sampling.")] = 0,
