@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -25,9 +25,9 @@ class Tuner(Adapter):
     """What the matrices say is multiplied by alpha / rank; by default the rank itself, so 1."""
     targets: tuple[str, ...] = (ATTENTION,)
     """Regular expressions of whole names of modules; by default the projections of attention."""
-    ranks: Mapping[str, int] = {}
+    ranks: Mapping[str, Annotated[int, Field(ge=1)]] = {}
     """Other ranks for some of them: a regular expression of whole names -> rank."""
-    alphas: Mapping[str, float] = {}
+    alphas: Mapping[str, Annotated[float, Field(gt=0)]] = {}
     """Other alphas likewise."""
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
 

@@ -267,6 +267,8 @@ def test_full_is_no_adapter_where_it_is_on_all(text: Text) -> None:
         ({"kind": "lora", "targets": ["to_q"]}, r"'to_q' is the whole name of no module .*There a"),
         ({"kind": "lora", "targets": ["("]}, r"'\(': "),
         ({"kind": "lora", "ranks": {"nothing": 2}}, "'nothing' is the whole name of no module"),
+        ({"kind": "lora", "ranks": {".*": 0}}, "greater than or equal to 1"),
+        ({"kind": "lora", "alphas": {".*": -3}}, "greater than 0"),
         ({"kind": "tokens", "words": {"<toy>": ""}}, "'<toy>' begins as no known word"),
         ({"kind": "tokens", "words": {"<toy>": "%"}}, "'<toy>' begins as no known word"),
         ({"kind": "bias", "targets": ["nothing"]}, "has a bias"),
