@@ -42,12 +42,17 @@ class Model(Part):
     @property
     def frozen(self) -> Mapping[str, Frozen]:
         """Its parts with weights of their own that are never trained, by name."""
-        return {}
+        return {"eye": self.eye} if self.eye and self.eye.places else {}
 
     @property
     def encoders(self) -> Mapping[str, Encoder]:
         """By kind, those whose cached outputs can stand for images or texts."""
-        return {}
+        return {self.eye.kind: self.eye} if self.eye else {}
+
+    @property
+    def eye(self) -> Encoder | None:
+        """A frozen encoder whose `regions` it sees of a picture, live or from a cache."""
+        return None
 
     @property
     def needs(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 It is the only thing that an engine wraps, and nothing else owns a training step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ..data.batch import Batch
 from ..errors import RecipeError
 from .control import Control, Port
 from .denoiser import Denoiser
+from .eye import REGIONS, Eye
 from .first_stage import Held, Moments
 from .mixing import Mixing
 from .model import Model
@@ -68,6 +69,7 @@ class Task(nn.Module):
         """No submodule: no engine and no checkpoint has it."""
         self.readers = tuple(map(Reader, model.texts if isinstance(model, Denoiser) else ()))
         """Frozen text encoders; no submodules either."""
+        self.eye = Eye(model.eye) if model.eye else None
         self.heads = nn.ModuleDict({o.kind: o.head(self.sizes) for o in objectives})
         self.base: str | None = None
         """Digest of the weights that adapters stand on; None where there are no adapters."""
@@ -123,7 +125,7 @@ class Task(nn.Module):
     def view(self, batch: Batch, image_BCHW: Tensor) -> View:
         """A batch on the task's device with what the model is to see as its images."""
         shape, device = (batch.rows, self.sizes.regions), image_BCHW.device
-        features_BNF, boxes_BN4 = self.spec.look(batch.arrays) or (None, None)
+        features_BNF, boxes_BN4 = self.spec.look(self._arrays(batch)) or (None, None)
         contexts = tuple(self._states(number, batch) for number in range(len(self.readers)))
         return View(
             batch=batch,
@@ -137,6 +139,15 @@ class Task(nn.Module):
             features_BNF=features_BNF,
             boxes_BN4=boxes_BN4,
         )
+
+    def _arrays(self, batch: Batch) -> Mapping[str, Tensor]:
+        """A batch's arrays, with the regions of its pictures where no cache had them."""
+        if self.eye is None or REGIONS in batch.arrays:
+            return batch.arrays
+        if batch.image_BCHW.is_meta:  # `plan` asks: shapes are all there is
+            shape = (batch.rows, self.sizes.regions, self.sizes.region_values)
+            return {**batch.arrays, REGIONS: batch.image_BCHW.new_empty(shape, dtype=torch.float32)}
+        return {**batch.arrays, REGIONS: self.eye.regions(batch.image_BCHW)}
 
     def _classes(self, batch: Batch) -> Tensor | None:
         """Number of each row's class, where the model is told it."""

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from ..config import Part, kinds, pick
+from .encoder import Encoder
 
 
 class Visual(Part):
@@ -27,6 +28,11 @@ class Visual(Part):
     def arrays(self) -> Mapping[str, tuple[int, int]]:
         """See `Model.arrays`."""
         return {}
+
+    @property
+    def eye(self) -> Encoder | None:
+        """See `Model.eye`."""
+        return None
 
     def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """See `Model.look`."""

@@ -33,11 +33,16 @@ SIZES = (1, 3, 8)
 
 
 def require(run: Run) -> None:
-    """Raises ExportError for a denoiser."""
+    """Raises ExportError for a denoiser, and for a model with a frozen encoder of regions."""
     if run.model.gives is not Seen:
         raise ExportError(
             f"{run.name} trained a denoiser ({run.model.kind}); --to onnx takes encoders and "
             "towers. Its weights are in its checkpoints."
+        )
+    if run.model.eye:
+        raise ExportError(
+            f"{run.name} sees what the frozen encoder {run.model.eye.kind!r} says of a picture, "
+            "which is not its own to export; --to diptych and --to transformers take it."
         )
 
 

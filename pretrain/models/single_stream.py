@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..attend import joint_mask
+from ..encoder import Encoder
 from ..layers import Layer, Mask, Order, mean_real, run_layer
 from ..model import Model
 from ..objective import Seen, Sizes, View, Words, real_regions
@@ -63,6 +64,10 @@ class SingleStream(Model):
     @property
     def arrays(self) -> Mapping[str, tuple[int, int]]:
         return self.visual.arrays
+
+    @property
+    def eye(self) -> Encoder | None:
+        return self.visual.eye
 
     def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         return self.visual.look(arrays)

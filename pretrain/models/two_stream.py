@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .. import layers
 from ..attend import region_keys, text_keys, text_mask
+from ..encoder import Encoder
 from ..layers import CrossLayer, Layer, Masks, Size, mean_real, run_layer
 from ..model import Model
 from ..objective import Seen, Sizes, Towers, View, Words, real_regions
@@ -89,6 +90,10 @@ class TwoStream(Model):
     @property
     def arrays(self) -> Mapping[str, tuple[int, int]]:
         return self.visual.arrays
+
+    @property
+    def eye(self) -> Encoder | None:
+        return self.visual.eye
 
     def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         return self.visual.look(arrays)

@@ -1,8 +1,10 @@
-"""Regions found beforehand: features and boxes from members of the tar (bottom-up attention).
+"""Regions found beforehand: features and boxes from members of the tar (bottom-up attention), or
+the cells that a frozen encoder makes of the picture (grid features, Jiang et al. 2020).
 
 B rows, N regions, F values of a feature, G of a box, D width.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -11,6 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...errors import DataError
+from ..encoder import Encoder
+from ..eye import REGIONS, AnyEye, require_shape
 from ..objective import View
 from ..visual import Visual
 
@@ -31,15 +35,36 @@ class Regions(Visual):
     boxes: str = "boxes"
     """The .npy member with left, top, right and bottom of each region as shares of the sides."""
 
+    encoder: AnyEye = None
+    """What makes features of the picture itself, such as {kind: grid, backbone: resnet50, weights:
+    ./resnet50}, in place of both members: live, or from a cache of `data precompute`. `count` is
+    then a square number, of cells row by row."""
+
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({"image"} if self.encoder else ())
+
+    @property
+    def eye(self) -> Encoder | None:
+        return self.encoder
+
+    def check(self, image_size: int) -> None:
+        if self.encoder and math.isqrt(self.count) ** 2 != self.count:
+            raise ValueError(f"visual.count {self.count} is no square number of an encoder's cells")
 
     @property
     def arrays(self) -> Mapping[str, tuple[int, int]]:
+        if self.encoder:
+            return {}
         return {self.features: (self.count, self.values), self.boxes: (self.count, 4)}
 
-    def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def look(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        if self.encoder:
+            found_BNF = arrays.get(REGIONS)
+            if found_BNF is None:
+                return None
+            require_shape(self.encoder, found_BNF, self.count, self.values)
+            return found_BNF, cells(math.isqrt(self.count), found_BNF)
         for name in (self.features, self.boxes):
             if name not in arrays:
                 raise DataError(f"The batch has no array {name!r}, which visual 'regions' reads.")
@@ -83,3 +108,12 @@ def seven(boxes_BN4: Tensor) -> Tensor:
     """(B, N, 7): left, top, right, bottom, width, height, area."""
     sides_BN2 = boxes_BN4[..., 2:] - boxes_BN4[..., :2]
     return torch.cat([boxes_BN4, sides_BN2, sides_BN2.prod(2, keepdim=True)], dim=2)
+
+
+def cells(side: int, like_BNF: Tensor) -> Tensor:
+    """(B, side * side, 4): left, top, right and bottom of a square's cells, row by row."""
+    edges = torch.arange(side + 1, device=like_BNF.device, dtype=torch.float32) / side
+    left, right = edges[:-1].repeat(side), edges[1:].repeat(side)
+    top, bottom = edges[:-1].repeat_interleave(side), edges[1:].repeat_interleave(side)
+    boxes_N4 = torch.stack([left, top, right, bottom], dim=1)
+    return boxes_N4.expand(len(like_BNF), -1, -1)
