@@ -69,7 +69,10 @@ def painter(place: RunDir, *, weights: Weights | None = None, step: int | None =
 
 
 def grid(images_BHWC: Tensor, columns: int | None = None, border: int = 2) -> Tensor:
-    """One image (H, W, 3) of many, row by row, black between them as torchvision's."""
+    """One image (H, W, 3) of many, row by row, black between them; a lone one as it is. So does
+    torchvision's `make_grid`."""
+    if len(images_BHWC) == 1:
+        return images_BHWC[0]
     count, height, width, _ = images_BHWC.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)

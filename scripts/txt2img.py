@@ -3,9 +3,11 @@
     python scripts/txt2img.py --prompt "a sunset behind a mountain range, vector image" \
         --ddim_eta 1.0 --n_samples 1 --n_iter 1 --H 384 --W 1024 --scale 5.0
 
-Flags, defaults and output files are those of scripts/txt2img.py in CompVis/latent-diffusion, and
-of Stable Diffusion's where that one has more. The model is that of `--ckpt RUN`, of the run that
-the environment's DIPTYCH_T2I names, or the newest run of a denoiser below DIPTYCH_RUNS (`runs`).
+Flags, defaults and output files are those of scripts/txt2img.py in CompVis/latent-diffusion; of
+Stable Diffusion's there are also --skip_grid, --skip_save, --fixed_code, --n_rows, --from-file,
+--seed and --ckpt: sizes and precision are those of the run. The model is that of `--ckpt RUN`, of
+the run that the environment's DIPTYCH_T2I names, or the newest of a denoiser below DIPTYCH_RUNS
+(`runs`).
 Run it with the environment where Diptych is installed, or from a checkout after `make install`.
 """
 
@@ -16,6 +18,13 @@ import sys
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[1]
+
+
+def count(word: str) -> int:
+    """A number of images, 1 or more."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number from 1 on")
+    return int(word)
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
@@ -32,10 +41,10 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add("--plms", action="store_true", help="use plms sampling")
     add("--fixed_code", action="store_true", help="the same starting code in every iteration")
     add("--ddim_eta", type=float, default=0.0, help="eta 0.0 is deterministic sampling")
-    add("--n_iter", type=int, default=1, help="sample this often")
+    add("--n_iter", type=count, default=1, help="sample this often")
     add("--H", type=int, default=256, help="image height, in pixel space")
     add("--W", type=int, default=256, help="image width, in pixel space")
-    add("--n_samples", type=int, default=4, help="how many samples for the given prompt")
+    add("--n_samples", type=count, default=4, help="how many samples for the given prompt")
     add("--n_rows", type=int, default=0, help="images in a row of the grid (n_samples)")
     add("--scale", type=float, default=5.0, help="unconditional guidance scale; 1 is none")
     add("--from-file", help="read prompts from this file, one a line")
@@ -92,7 +101,10 @@ def main(words: list[str] | None = None) -> None:
     how = parse(Sampling, values, source="txt2img")
     prompts = [given.prompt]
     if given.from_file:
-        prompts = Path(given.from_file).read_text().splitlines()
+        try:
+            prompts = Path(given.from_file).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as err:
+            raise RecipeError(f"--from-file {given.from_file}: {err}") from err
     found = painter(RunDir(chosen(given.ckpt)), weights=given.weights)
     print(f"model: {found.place.url}, step {found.step}, {found.weights} weights", flush=True)
     samples = Path(given.outdir) / "samples"

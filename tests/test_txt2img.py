@@ -74,21 +74,32 @@ def test_the_slides_line_runs(home: RunDir, tmp_path: Path) -> None:
     with Image.open(tmp_path / "samples/0001.png") as picture:
         assert picture.size == (1024, 384)
     with Image.open(tmp_path / f"{PROMPT}.png") as sheet:
-        assert sheet.size == (1028, 388)
+        assert sheet.size == (1024, 384)  # a lone image has no border, as of make_grid
     assert {path.name for path in tmp_path.iterdir()} == {"samples", f"{PROMPT}.png"}
+
+
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("txt2img", ROOT / "scripts/txt2img.py")
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 @pytest.mark.parametrize("prompt", ["山の後ろの夕日、" * 20, "a/b c" * 50, "é" * 199])
 def test_any_prompt_names_a_grid(prompt: str, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("txt2img", ROOT / "scripts/txt2img.py")
-    assert spec and spec.loader
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    (tmp_path / script.sheet_name(prompt)).write_bytes(b"")
+    (tmp_path / script().sheet_name(prompt)).write_bytes(b"")
     [found] = tmp_path.iterdir()
     begin = found.stem
     assert 197 < len(begin.encode()) <= 200
     assert prompt.replace(" ", "-").replace("/", "-").startswith(begin)
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "two"])
+def test_no_samples_are_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script().parsed(["--n_samples", word])
+    assert f"{word!r} is no number from 1 on" in capsys.readouterr().err
 
 
 def test_no_model_is_said_in_one_sentence(tmp_path: Path) -> None:
