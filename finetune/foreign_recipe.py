@@ -71,6 +71,12 @@ def model_values(found: Foreign, said: Mapping[str, Any]) -> dict[str, Any]:
         "norm": "scale_shift" if config.get("resnet_time_scale_shift") == "scale_shift" else "add",
         "attends": [each == "CrossAttnDownBlock2D" for each in config["down_block_types"]],
     }
+    for name in ("layers", "heads", "width"):
+        if name not in said and not isinstance(read[name], int):
+            raise RecipeError(
+                f"{found.url}: its unet/config.json has {name} of {read[name]!r}; here all levels "
+                "have the same number, as in Stable Diffusion 1."
+            )
     stage = said.get("first_stage") or first_stage_values(found, config["in_channels"])
     side = config.get("sample_size")
     if isinstance(side, int):
@@ -148,6 +154,11 @@ def objective_values(config: Mapping[str, Any]) -> dict[str, Any]:
         RecipeError: it draws from none that there is.
     """
     name = config.get("_class_name", "")
+    if config.get("use_dynamic_shifting"):
+        raise RecipeError(
+            f"scheduler {name}: it shifts time by the size of an image (use_dynamic_shifting), and "
+            "a flow here by one number. Name objectives: [{kind: flow, shift: ...}]."
+        )
     if config.get("use_flow_sigmas") or str(name).startswith("FlowMatch"):
         return {"kind": "flow", "shift": config.get("flow_shift", config.get("shift", 1.0))}
     if config.get("trained_betas"):

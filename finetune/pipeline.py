@@ -185,9 +185,19 @@ def pipeline(run: Run, task: Task, text: Text) -> Any:
 
 
 def first_stage(task: Task) -> Any:
-    """diffusers' autoencoder, with the scale that the run used in its settings."""
+    """diffusers' autoencoder, with the scale that the run used in its settings.
+
+    Raises:
+        ExportError: its latents are shifted, which these pipelines do not undo.
+    """
     assert task.stage is not None  # every denoiser has one
     stage = task.stage.on(torch.device("cpu"))
+    if stage.shift:
+        raise ExportError(
+            f"the first stage shifts its latents by {stage.shift:g} (shift_factor), which "
+            "Stable Diffusion's pipelines do not undo: they would decode other images. Draw with "
+            "`diptych sample`."
+        )
     (model,) = stage.modules
     found: Any = model
     found.register_to_config(scaling_factor=stage.scale)

@@ -73,12 +73,13 @@ def open_base(url: str) -> Base:
             module = task.model.get_submodule(path) if path else task.model
             found[name] = module.state_dict()
         return Base(place.url, found, (alone, task, text))
-    names = [name for name in ("unet", "text_encoder") if (Path(url) / name).is_dir()]
+    home = Path(storage.local_path(place.url) if storage.is_local(place.url) else url)
+    names = [name for name in ("unet", "text_encoder") if (home / name).is_dir()]
     if not names:
         raise ExportError(
             f"--base {url} is neither a run nor a folder of diffusers with unet/ in it."
         )
-    return Base(url, {name: _weights(Path(url) / name) for name in names})
+    return Base(str(home), {name: _weights(home / name) for name in names})
 
 
 def prove_again(out: Path, base: Base) -> dict[str, Any] | None:

@@ -21,8 +21,10 @@ STAGE = "first_stage"
 """Where in its folder a run that trained a first stage leaves it, as diffusers has it."""
 _DATA = (".safetensors", ".json", ".txt", ".model")
 """Files of a folder of weights that a library may see; pickles and code it may not."""
-_VARIANT = re.compile(r"(diffusion_pytorch_model|model)\.\w+\.safetensors")
-"""As `save_pretrained(..., variant="fp16")` names them."""
+_VARIANT = re.compile(
+    r"(diffusion_pytorch_model|model)\.(\w+\.safetensors|safetensors\.(index\.\w+|\w+\.index)\.json)"
+)
+"""As `save_pretrained(..., variant="fp16")` names weights, or the index of their shards."""
 
 
 class Frozen(Part):
@@ -134,13 +136,15 @@ def _local(url: str) -> Iterator[Path]:
 
 def _called(names: Sequence[str]) -> dict[str, str]:
     """What libraries look for in place of a variant: `model.safetensors` for a lone
-    `model.fp16.safetensors`."""
+    `model.fp16.safetensors`, and so with an index of shards."""
     found: dict[str, list[str]] = {}
     for name in names:
         if match := _VARIANT.fullmatch(name):
             found.setdefault(f"{match[1]}.safetensors", []).append(name)
     return {
-        each[0]: plain for plain, each in found.items() if len(each) == 1 and plain not in names
+        each[0]: plain + (".index.json" if each[0].endswith(".json") else "")
+        for plain, each in found.items()
+        if len(each) == 1 and plain not in names and f"{plain}.index.json" not in names
     }
 
 

@@ -2,6 +2,7 @@
 opened."""
 
 import json
+import re
 from typing import Any
 
 from safetensors import SafetensorError
@@ -13,6 +14,8 @@ from ..errors import CheckpointError
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_INDEX = re.compile(r"\.safetensors(\.\w+)?\.index(\.\w+)?\.json$")
+"""Of shards, plain or of a variant; versions of diffusers differ in where they put its name."""
 
 
 def settings(url: str) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def files(home: str) -> list[str]:
     names = storage.children(home)
     if whole := [name for name in _WHOLE if name in names]:
         return [storage.join(home, whole[0])]
-    if index := sorted((n for n in names if n.endswith(".safetensors.index.json")), key=len):
+    if index := sorted((n for n in names if _INDEX.search(n)), key=len):
         listed = sorted(set(settings(storage.join(home, index[0])).get("weight_map", {}).values()))
         if lost := [name for name in listed if name not in names]:
             raise CheckpointError(f"{home} lacks {lost[0]}, which {index[0]} lists. Copy it too.")

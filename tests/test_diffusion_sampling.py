@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -227,7 +228,7 @@ def test_inversion_is_that_of_diffusers(predict: Predict, kind: str, final: bool
 @pytest.mark.parametrize(
     "name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",
              "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler",
-             "UniPCMultistepScheduler"],
+             "UniPCMultistepScheduler", "CogVideoXDDIMScheduler"],
 )  # fmt: skip
 def test_any_scheduler_of_diffusers_samples_the_gaussian(name: str) -> None:
     model, mean, covariance = gaussian(LATENT)
@@ -248,6 +249,42 @@ def test_a_scheduler_that_there_is_not_is_named() -> None:
         samplers.scheduler("FlowMatchEulerDiscreteScheduler", LATENT, "v")
     with pytest.raises(RecipeError, match="IPNDMScheduler takes no noise schedule with what"):
         samplers.scheduler("IPNDMScheduler", LATENT, "v")
+
+
+@pytest.mark.parametrize("name", ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"])
+def test_what_ends_at_noise_is_no_sampler(name: str) -> None:
+    with pytest.raises(RecipeError, match="scheduler of diffusers"):
+        samplers.scheduler(name, LATENT, "epsilon")
+
+
+def test_a_scheduler_that_steps_otherwise_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"CogVideoXDPMScheduler at timestep .*timestep_back"):
+        drawn_with(Sampling(steps=5, sampler="CogVideoXDPMScheduler"), LATENT, "v")
+
+
+def test_pndm_is_the_plms_of_latent_diffusion() -> None:
+    """Pseudo linear multistep (Liu et al. 2022), the first step with a second look (CompVis)."""
+    table, x, seen = LATENT.alphas_bar(), double(2, 4), list[Tensor]()
+    made = samplers.scheduler("PNDMScheduler", LATENT, "epsilon")
+    found = samplers.run_scheduler(made, network, x, 10)
+    taken = [*samplers.times(1000, 10, "leading", 1), 1]
+    for t, after in pairwise(taken):
+        a, a_next = float(table[t]), float(table[after if t > 1 else 0])
+
+        def nearer(noise: Tensor, a: float = a, a_next: float = a_next, x: Tensor = x) -> Tensor:
+            x0 = targets.parts("epsilon", noise, x, torch.tensor([a, a]).double()).x0
+            return a_next**0.5 * x0 + (1 - a_next) ** 0.5 * noise
+
+        noise = network(x, torch.full((2,), t))
+        seen = [noise, *seen][:4]
+        if len(seen) == 1:
+            mixed = (noise + network(nearer(noise), torch.full((2,), after))) / 2
+        else:
+            shares = [[3, -1], [23, -16, 5], [55, -59, 37, -9]][len(seen) - 2]
+            mixed = torch.stack([n * e for n, e in zip(shares, seen, strict=True)]).sum(0)
+            mixed = mixed / sum(shares)
+        x = nearer(mixed)
+    torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-5)  # their table is of 32 bits
 
 
 def drawn_with(how: Sampling, schedule: Schedule, predict: Predict) -> tuple[Tensor, list[float]]:
@@ -339,6 +376,7 @@ def test_a_flow_hears_or_refuses_what_a_sampler_is_told() -> None:
         ({"spacing": "trailing"}, "a flow has none"),
         ({"sampler": "FlowMatchEulerDiscreteScheduler", "threshold": 0.9}, "no thresholding"),
         ({"sampler": "FlowMatchEulerDiscreteScheduler", "eta": 1.0}, "has no eta"),
+        ({"sampler": "DEISMultistepScheduler"}, "leaves a share of .* of the noise"),
     ]
     for values, said in cases:
         with pytest.raises(RecipeError, match=said):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from diptych.finetune import pipeline
 from diptych.finetune.clean_pipeline import main as check
 from diptych.finetune.export import pipe, single_file, unet_onnx
 from diptych.finetune.parts import KINDS
-from diptych.finetune.verify_base import Base, prove_again
+from diptych.finetune.verify_base import Base, open_base, prove_again
+from diptych.pretrain.models import Unet
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
 from diptych.pretrain.task import Task
@@ -130,6 +132,47 @@ def test_stable_diffusion_draws_what_was_trained(
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
     with pytest.raises(ExportError, match="latents differ by"):
         again(out)
+
+
+def test_a_shifted_first_stage_is_refused(tmp_path: Path, text: Text, vae: Path) -> None:
+    """Stable Diffusion's pipelines decode latents / scaling_factor, whatever shift_factor says."""
+    shutil.copytree(vae, tmp_path / "vae")
+    file = tmp_path / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shift_factor": 0.25}))
+    run, task = made(text, **stage(tmp_path / "vae"))
+    for target in (pipe, single_file):
+        with pytest.raises(ExportError, match=r"shifts its latents by 0\.25"):
+            target.write(tmp_path / target.NAME, run, task, text, FACTS)
+
+
+def test_frozen_shards_of_a_variant_are_opened(tmp_path: Path, vae: Path) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    kind: Any = AutoencoderKL
+    whole = kind.from_pretrained(vae)
+    whole.save_pretrained(tmp_path, variant="fp16", max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    found = revise(
+        plain(vlp_easy()) | {"model": UNET | stage(tmp_path), "objectives": [{"kind": "ddpm"}]},
+        [], KINDS, source="small",
+    )  # fmt: skip
+    assert isinstance(found.model, Unet)
+    record = found.model.first_stage
+    with record.folders() as folders:
+        (opened,) = record.build(folders).modules
+    for name, value in whole.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], value)
+
+
+def test_a_base_of_diffusers_may_be_a_url(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    save_file({"a.weight": torch.ones(2)}, tmp_path / "unet" / "model.safetensors")
+    found = open_base(f"file://{tmp_path}")
+    assert found.account() == open_base(str(tmp_path)).account()
+    found.write(tmp_path / "copy")
+    assert (tmp_path / "copy/unet/model.safetensors").exists()
+    with pytest.raises(ExportError, match="neither a run nor a folder"):
+        open_base(str(tmp_path / "nothing"))
 
 
 def test_latent_diffusion_draws_what_was_trained(tmp_path: Path, vq: Path, text: Text) -> None:

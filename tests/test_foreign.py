@@ -23,6 +23,7 @@ from diptych.finetune.foreign_recipe import objective_values
 from diptych.finetune.recipes import find
 from diptych.finetune.sample import painter
 from diptych.finetune.start import fresh_task
+from diptych.pretrain import stored
 from diptych.pretrain.diffusion.sampling import Sampling
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
@@ -281,6 +282,31 @@ def test_a_schedule_that_is_a_list_is_refused(folder: Path, tmp_path: Path) -> N
     settings = ["objectives=[{kind: ddpm}]"]
     assert bring(str(tmp_path / "pipe"), place, settings, data=None, words=None)["run"] == place.url
     assert objective_values({"trained_betas": None})["kind"] == "ddpm"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+            "dynamic",
+        ),
+        ({"beta_schedule": "linear", "trained_betas": [0.1]}, "lists its betas"),
+    ],
+)
+def test_an_objective_that_is_not_here_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        objective_values(config)
+
+
+@pytest.mark.parametrize("index", ["index.fp16", "fp16.index", "index"])
+def test_shards_of_a_variant_are_found(index: str, tmp_path: Path) -> None:
+    shards = [f"diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for shard in shards:
+        (tmp_path / shard).write_bytes(b"")
+    weights = {"weight_map": dict(zip("ab", shards, strict=True))}
+    (tmp_path / f"diffusion_pytorch_model.safetensors.{index}.json").write_text(json.dumps(weights))
+    assert stored.files(str(tmp_path)) == [f"{tmp_path}/{shard}" for shard in shards]
 
 
 def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:

@@ -250,9 +250,12 @@ def scheduler(name: str, schedule: Schedule, predict: Predict, **options: Any) -
         "prediction_type": predictions[predict],
         "clip_sample": False,
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,  # again changes nothing
+        "snr_shift_scale": 1.0,  # CogVideoX's own would make another table of the betas
     }
     if schedule.zero_terminal_snr and _takes(made, "rescale_betas_zero_snr"):
         settings["timestep_spacing"] = "trailing"  # others know no timestep of noise alone
+    if name == "PNDMScheduler":  # CompVis' PLMS, and not with Runge-Kutta's steps before it
+        settings |= {"skip_prk_steps": True, "steps_offset": 1}
     if not _takes(made, "trained_betas") or not _takes(made, "prediction_type"):  # IPNDM's, RePaint
         raise RecipeError(
             f"diffusers' {name} takes no noise schedule with what is predicted on it. "
@@ -301,6 +304,11 @@ def run_scheduler(
         made.set_timesteps(steps, device=x_T.device)
     except (ValueError, IndexError) as err:
         raise RecipeError(f"{type(made).__name__} with {steps} steps: {err}") from err
+    if made.config.get("use_flow_sigmas") and (left := float(made.sigmas[-1])) > 0:
+        raise RecipeError(
+            f"diffusers' {type(made).__name__} leaves a share of {left:.2g} of the noise in what "
+            f"it draws of a flow in {steps} steps. Name DPMSolverMultistepScheduler."
+        )
     x = x_T * getattr(made, "init_noise_sigma", 1.0)
     options: dict[str, Any] = {"generator": generator} if _takes(made.step, "generator") else {}
     if eta:
@@ -317,7 +325,7 @@ def _stepped(made: Any, said: Tensor, t: Tensor, x: Tensor, options: dict[str, A
     """x after a step of a scheduler, which only now says what it cannot, or gives NaNs for it."""
     try:
         x = made.step(said, t, x, **options).prev_sample
-    except (ValueError, NotImplementedError) as err:
+    except (ValueError, NotImplementedError, TypeError, LookupError) as err:
         raise _unfit(made, t, f": {err}.") from err
     if not bool(x.isfinite().all()):
         raise _unfit(
@@ -340,6 +348,7 @@ def _scheduler_class(name: str) -> Any:
     import diffusers  # for seconds
 
     named = {n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")}
+    named = {n for n in named if not n.endswith("InverseScheduler")}  # they end at noise
     if name not in named:
         raise unknown(name, sorted(named), "scheduler of diffusers")
     return getattr(diffusers, name)
