@@ -32,7 +32,7 @@ def data_precompute(
 ) -> None:
     """Encode a dataset once: latents, text states or region features, as tars to train from.
 
-    Kinds: `autoencoder` (diffusers), `taef2`, `text` (transformers), `grid` (timm); and hints, which
+    Kinds: `autoencoder` (diffusers), `taef2`, `text` (transformers), `grid` (timm), `detector` (torchvision), `open_clip_image`; and hints, which
     need no weights: `canny`, `soft_edges`, `scribble`, `palette`, `layout`. The same command goes on after an interruption, and makes again only what changed.
 
     Examples:

@@ -26,6 +26,9 @@ class Encoder(Frozen):
 
     reads: ClassVar[tuple[Side, ...]]
     """What of a sample it sees."""
+    boxed: ClassVar[bool] = False
+    """Whether its `regions` come with their `boxes`, shares of the picture's sides; without, they
+    are the cells of a square, row by row."""
     whole: ClassVar[bool] = False
     """Whether it draws a picture beside the picture, which a loader then cuts like it."""
 

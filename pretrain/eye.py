@@ -3,17 +3,19 @@
 B rows, N regions, F values of a feature.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import kinds, pick
 from ..errors import RecipeError
 from .encoder import Encoder, Opened
 
-REGIONS = "regions"
+REGIONS, BOXES = "regions", "boxes"
 """What such an encoder calls its rows, in a cache and live."""
 
 
@@ -24,8 +26,9 @@ class Eye:
         self.record = record
         self._opened: Opened | None = None
 
-    def regions(self, image_BCHW: Tensor) -> Tensor:
-        """(B, N, F) float32 of uint8 pixels, on their device.
+    def look(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """`regions` (B, N, F), and `boxes` (B, N, 4) of a detector, float32, of uint8 pixels, on
+        their device; zeros after the last region of a row.
 
         Raises:
             RecipeError: the weights are not such an encoder's.
@@ -33,8 +36,21 @@ class Eye:
         if self._opened is None:
             self._opened = self.record.open(str(image_BCHW.device))
         with torch.no_grad():
-            found = self._opened.apply(image_BCHW, ())[REGIONS]
-        return found if isinstance(found, Tensor) else torch.stack(list(found))
+            found = self._opened.apply(image_BCHW, ())
+        return {name: _table(found[name]) for name in (REGIONS, BOXES) if name in found}
+
+    def like(self, image_BCHW: Tensor, count: int, values: int) -> dict[str, Tensor]:
+        """Tensors of such shapes, without asking for the weights."""
+        shapes = {REGIONS: values, **({BOXES: 4} if self.record.boxed else {})}
+        rows = len(image_BCHW)
+        return {
+            name: image_BCHW.new_empty((rows, count, width), dtype=torch.float32)
+            for name, width in shapes.items()
+        }
+
+
+def _table(rows: Tensor | Sequence[Tensor]) -> Tensor:
+    return rows if isinstance(rows, Tensor) else pad_sequence(list(rows), batch_first=True)
 
 
 def _pick(value: Any) -> Any:
@@ -54,8 +70,8 @@ AnyEye = Annotated[Encoder | None, BeforeValidator(_pick)]
 
 def require_shape(record: Encoder, features_BNF: Tensor, count: int, values: int) -> None:
     """Raises RecipeError where there are other regions than the recipe says."""
-    if features_BNF.shape[1:] != (count, values):
-        n, f = features_BNF.shape[1:]
+    n, f = features_BNF.shape[1:]
+    if f != values or n > count or (n < count and not record.boxed):
         raise RecipeError(
             f"the encoder {record.kind!r} gives {n} regions of {f} values; the recipe says {count} "
             f"of {values}. Set model.visual.count={n} and model.visual.values={f}."

@@ -145,9 +145,9 @@ class Task(nn.Module):
         if self.eye is None or REGIONS in batch.arrays:
             return batch.arrays
         if batch.image_BCHW.is_meta:  # `plan` asks: shapes are all there is
-            shape = (batch.rows, self.sizes.regions, self.sizes.region_values)
-            return {**batch.arrays, REGIONS: batch.image_BCHW.new_empty(shape, dtype=torch.float32)}
-        return {**batch.arrays, REGIONS: self.eye.regions(batch.image_BCHW)}
+            sizes = (self.sizes.regions, self.sizes.region_values)
+            return {**batch.arrays, **self.eye.like(batch.image_BCHW, *sizes)}
+        return {**batch.arrays, **self.eye.look(batch.image_BCHW)}
 
     def _classes(self, batch: Batch) -> Tensor | None:
         """Number of each row's class, where the model is told it."""

@@ -17,7 +17,6 @@ from diptych.data.tokens import Text
 from diptych.errors import ExportError, RecipeError, StaleCacheError
 from diptych.finetune.export.onnx import require
 from diptych.finetune.parts import KINDS
-from diptych.pretrain.encoders import Grid
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
 
@@ -53,14 +52,23 @@ def opened(run: Run) -> Plan:
     return open_plan(run)
 
 
+DETECTOR = (
+    "model.visual={kind: regions, count: 5, values: 1024, encoder: {kind: detector, "
+    "network: fasterrcnn_mobilenet_v3_large_320_fpn, count: 5, threshold: 0, size: 64}}"
+)
+
+
+@pytest.mark.parametrize("settings", [(), (DETECTOR,), (DETECTOR, "model.packed=true")])
 def test_losses_from_a_cache_are_those_of_live_encoding(
-    make: Callable[..., Run], text: Text, tmp_path: Path
+    settings: tuple[str, ...], make: Callable[..., Run], text: Text, tmp_path: Path
 ) -> None:
-    live, encoder = make(), Grid()
+    live = make(*settings)
+    encoder = live.model.eye
+    assert encoder is not None
     plan, out = opened(live), str(tmp_path / "regions")
     spec = encoder.spec(sizes=[(SIZE, SIZE)], dtype="float32")
     precompute.precompute(plan.sources[0].manifest, encoder.open(), spec, out)
-    cached = make(f"data.caches=['{out}']")
+    cached = make(*settings, f"data.caches=['{out}']")
     torch.manual_seed(0)
     task, found = live.task(text), list[list[Tensor]]()
     assert not any("eye" in name for name in task.state_dict()), "frozen, and no part of the task"
@@ -73,9 +81,9 @@ def test_losses_from_a_cache_are_those_of_live_encoding(
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
     found[0][0].backward()
     assert task.model.vision.project.weight.grad.abs().sum() > 0
-
     with pytest.raises(StaleCacheError, match="encoder_digest"):
-        make(f"data.caches=['{out}']", "model.visual.encoder.seed=1").joined(plan)
+        other = make(*settings, f"data.caches=['{out}']", "model.visual.encoder.seed=1")
+        other.joined(plan)
 
 
 def test_cells_lie_where_they_are_seen(make: Callable[..., Run], text: Text) -> None:

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from pydantic import field_validator
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...data.cache import Side
 from ..encoder import Apply, Encoder, Rows
 from ..frozen import whole
-from ..open_clip_folder import opened
+from ..open_clip_folder import opened, pixels
 
 
 class Clip(Encoder):
@@ -36,20 +34,13 @@ class Clip(Encoder):
         return {"weights": self.weights}
 
     def build(self, folders: Mapping[str, Path], device: str) -> Apply:
-        import open_clip  # imports for seconds
-
         model, words = opened(folders["weights"], device)
-        how = open_clip.get_model_preprocess_cfg(model)
-        side = how["size"][0] if isinstance(how["size"], (tuple, list)) else how["size"]
-        mean, std = (torch.tensor(how[n], device=device)[:, None, None] for n in ("mean", "std"))
+        seen = pixels(model, device)
 
         def apply(images_BCHW: Tensor, texts: Sequence[str]) -> Rows:
             found: dict[str, Tensor] = {}
             if images_BCHW.shape[2]:
-                pixels = F.interpolate(
-                    images_BCHW.float() / 255, (side, side), mode="bicubic", antialias=True
-                ).clamp(0, 1)
-                found["features"] = model.encode_image((pixels - mean) / std, normalize=True)
+                found["features"] = model.encode_image(seen(images_BCHW), normalize=True)
             if texts:
                 tokens_BL = words(list(texts)).to(device)
                 found["text"] = model.encode_text(tokens_BL, normalize=True)

@@ -11,10 +11,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import DataError
 from ..encoder import Encoder
-from ..eye import REGIONS, AnyEye, require_shape
+from ..eye import BOXES, REGIONS, AnyEye, require_shape
 from ..objective import View
 from ..visual import Visual
 
@@ -38,7 +39,7 @@ class Regions(Visual):
     encoder: AnyEye = None
     """What makes features of the picture itself, such as {kind: grid, backbone: resnet50, weights:
     ./resnet50}, in place of both members: live, or from a cache of `data precompute`. `count` is
-    then a square number, of cells row by row."""
+    then a square number, of cells row by row; or the most that a detector finds."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -49,7 +50,7 @@ class Regions(Visual):
         return self.encoder
 
     def check(self, image_size: int) -> None:
-        if self.encoder and math.isqrt(self.count) ** 2 != self.count:
+        if self.encoder and not self.encoder.boxed and math.isqrt(self.count) ** 2 != self.count:
             raise ValueError(f"visual.count {self.count} is no square number of an encoder's cells")
 
     @property
@@ -64,7 +65,10 @@ class Regions(Visual):
             if found_BNF is None:
                 return None
             require_shape(self.encoder, found_BNF, self.count, self.values)
-            return found_BNF, cells(math.isqrt(self.count), found_BNF)
+            if not self.encoder.boxed:
+                return found_BNF, cells(math.isqrt(self.count), found_BNF)
+            less = (0, 0, 0, self.count - found_BNF.shape[1])
+            return F.pad(found_BNF, less), F.pad(arrays[BOXES], less)
         for name in (self.features, self.boxes):
             if name not in arrays:
                 raise DataError(f"The batch has no array {name!r}, which visual 'regions' reads.")
