@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import digest
 from ..data import storage
 from ..errors import CheckpointError
 from . import slices as form
@@ -52,6 +53,12 @@ class Checkpoint:
     slices: tuple[Slice, ...]
     extra: Mapping[str, Any]
     """What the writer added: world size, attempt, optimiser steps."""
+
+    @property
+    def content(self) -> str:
+        """16 hex digits that depend on the values that are kept, and on the frozen ones."""
+        sums = sorted([s.param, s.kind, s.offset, s.length, s.crc32] for s in self.slices)
+        return digest({"slices": sums, "base": self.base})
 
     @property
     def kinds(self) -> frozenset[str]:

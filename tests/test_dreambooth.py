@@ -1,5 +1,6 @@
 """DreamBooth: both means of the loss, masks, pictures of a person and of a class, advice."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -166,6 +167,47 @@ def test_a_plain_folder_becomes_a_dataset(folder: Path, tmp_path: Path, text: Te
         photos.packed(str(folder), str(tmp_path / "more"), "a sks thing", masks=True)
 
 
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def png(size: tuple[int, int], shade: int = 255) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size, shade).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (png((24, 30)), r"0.png \(mask of other proportions: 24 x 30 .* 30 x 24"),
+        (png((64, 64)), "mask of other proportions"),
+        (png((30, 24), 0), "empty mask"),
+        (b"no picture", "damaged mask"),
+        (npy(np.ones((24, 30))), "mask.npy is float64"),
+    ],
+)
+def test_a_mask_that_is_not_its_pictures_is_named(
+    folder: Path, tmp_path: Path, mask: bytes, told: str
+) -> None:
+    (folder / "0.mask.png").write_bytes(mask)
+    with pytest.raises(DataError, match=told):
+        photos.packed(str(folder), str(tmp_path / "out"), "a sks thing", masks=True)
+
+
+@pytest.mark.parametrize("size", [(30, 24), (15, 12), (7, 6), (300, 240), (151, 121)])
+def test_a_mask_may_be_smaller_or_larger(
+    folder: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    (folder / "0.mask.png").write_bytes(png(size))
+    found = photos.packed(str(folder), str(tmp_path / "out"), "a sks thing", masks=True)
+    assert found.samples == 3
+    (folder / "0.mask.png").write_bytes(npy(np.ones((size[1], size[0]), bool)))
+    assert photos.packed(str(folder), str(tmp_path / "o"), "a thing", masks=True).samples == 3
+
+
 def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder"):
         photos.packed(str(tmp_path / "none"), str(tmp_path / "out"), "x")
@@ -238,6 +280,17 @@ def test_class_pictures_go_on_and_are_shared(base: Painter, tmp_path: Path) -> N
     assert fewer.samples == 16 and len(list(Path(home).rglob("*.tar"))) == len(tars)
     other = prior.drawn(base, "another thing", 16, home, HOW)
     assert other.url != fewer.url
+
+
+def test_another_base_of_the_same_name_draws_its_own_class(
+    base: Painter, text: Text, keep: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    first = prior.drawn(base, "a thing", 1, str(tmp_path / "class"), HOW)
+    with torch.no_grad():
+        next(base.task.parameters()).add_(1)
+    again = painter(keep(base.run, base.task, text))
+    assert (again.place.name, again.step) == (base.place.name, base.step)
+    assert prior.drawn(again, "a thing", 1, str(tmp_path / "class"), HOW).url != first.url
 
 
 def test_measures_are_what_they_say() -> None:

@@ -86,6 +86,27 @@ def loaded(
     return rows
 
 
+@pytest.mark.parametrize(
+    ("thing", "lit"),
+    [
+        ({"bbox": [10, 10, 20, 30], "segmentation": []}, 21 * 31),
+        ({"bbox": [0, 0, 1e12, 49]}, 200 * 50),
+        ([-1e12, 90, 9, float(10**10)], 10 * 10),
+    ],
+)
+def test_annotations_of_odd_kinds_are_drawn(thing: Any, lit: int) -> None:
+    drawn = Layout().drawn(np.zeros((100, 200, 3), np.uint8), {"objects": [thing]})
+    assert int((drawn.max(0) > 0).sum()) == lit
+
+
+@pytest.mark.parametrize(
+    "thing", [[0, 0, float("nan"), 9], [0, 0, float("inf"), 9], {"segmentation": [[]]}]
+)
+def test_annotations_without_corners_are_refused(thing: Any) -> None:
+    with pytest.raises(RecipeError, match="no corners"):
+        Layout().drawn(np.zeros((9, 9, 3), np.uint8), {"objects": [thing]})
+
+
 def bright(image_CHW: torch.Tensor) -> torch.Tensor:
     return (image_CHW[0] > 128).float()
 

@@ -47,7 +47,7 @@ def packed(
 
     Raises:
         DataError: no pictures, one alone, far too many, one that is unreadable (all are named), or
-            one without its mask.
+            one without its mask, or with a mask of other proportions.
     """
     items = [_titled(item, text, source, subject, masks) for item in _items(source, only)]
     _counted(items, source, only, subject)
@@ -177,13 +177,37 @@ def _ready(members: Members) -> Members:
 
 
 def _as_array(mask: bytes, size: tuple[int, int]) -> bytes:
-    """An .npy file (H, W) uint8 of a mask, as large as its picture."""
-    if mask[:6] == b"\x93NUMPY":
-        pixels = decode.array(mask)
-    else:
-        pixels = np.asarray(Image.fromarray(decode.image(mask)[0]).convert("L"))
+    """An .npy file (H, W) uint8 of a mask, as large as its picture.
+
+    Raises:
+        Unreadable: it is no mask, shows nothing, or has other proportions than its picture.
+    """
+    pixels = _mask_pixels(mask)
+    (down, across), (width, height) = pixels.shape, size
+    # proportions may differ by what rounding to whole pixels costs the smaller of the two
+    if abs(width * down - height * across) > max(width, height, across, down):
+        told = f"{across} x {down} pixels where its picture has {width} x {height}"
+        raise Unreadable("mask of other proportions", told)
+    if not pixels.any():
+        raise Unreadable("empty mask", "it is black all over; white is where the subject is")
     resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
     return _npy(np.asarray(resized, dtype=np.uint8))
+
+
+def _mask_pixels(mask: bytes) -> np.ndarray:
+    """(H, W) uint8."""
+    try:
+        if not mask.startswith(b"\x93NUMPY"):
+            return np.asarray(Image.fromarray(decode.image(mask)[0]).convert("L"))
+        pixels = decode.array(mask)
+    except (OSError, ValueError) as err:
+        raise Unreadable("damaged mask", str(err)) from err
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.ndim != 2 or pixels.dtype != np.uint8 or not pixels.size:
+        told = f"mask.npy is {pixels.dtype} of shape {pixels.shape}; uint8 (height, width) is asked"
+        raise Unreadable("no mask", told)
+    return pixels
 
 
 def _npy(pixels: np.ndarray) -> bytes:

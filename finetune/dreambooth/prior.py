@@ -44,11 +44,13 @@ def drawn(
         masks: give each picture a mask of its whole, where subjects have masks.
         told: told of pictures that are there.
     """
+    kept = open_checkpoint(base.place.url, base.step)
     facts = {
         "run": storage.name(base.place.url),
-        "recipe": open_checkpoint(base.place.url, base.step).recipe,
+        "recipe": kept.recipe,
         "step": base.step,
         "weights": base.weights,
+        "content": kept.content,  # a model that is imported again may keep its name and recipe
         "text": text,
         "how": plain(how),
         "masks": masks,

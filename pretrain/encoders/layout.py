@@ -18,6 +18,8 @@ from ...errors import RecipeError
 from ..hint import Hint
 
 _NAMES = ("label", "category", "category_name", "category_id", "class")
+_FAR = 1e6
+"""Pixels; what lies further out wraps around in OpenCV's whole numbers."""
 
 
 class Layout(Hint):
@@ -50,7 +52,7 @@ class Layout(Hint):
         drawn = np.zeros((height, width, 3), np.uint8)
         for thing in objects:
             for corners_K2 in self._outlines(thing):
-                points = np.rint(corners_K2 * scale).astype(np.int32)
+                points = np.rint(corners_K2 * scale).clip(-_FAR, _FAR).astype(np.int32)
                 if self.outline:
                     cv2.polylines(drawn, [points], True, _colour(thing), self.outline)
                 else:
@@ -62,8 +64,9 @@ class Layout(Hint):
         try:
             if not isinstance(thing, Mapping):
                 return [_corners(thing, self.boxes)]
-            if isinstance(thing.get("segmentation"), list):
-                return [np.array(part, float).reshape(-1, 2) for part in thing["segmentation"]]
+            parts = thing.get("segmentation")
+            if isinstance(parts, list) and parts:  # empty beside a box: nobody drew an outline
+                return [_checked(np.array(part, float).reshape(-1, 2)) for part in parts]
             if "box" in thing:
                 return [_corners(thing["box"], "xyxy")]
             return [_corners(thing["bbox"], "xywh")]
@@ -78,7 +81,13 @@ def _corners(box: Any, form: str) -> np.ndarray:
     left, top, right, bottom = (float(value) for value in box)
     if form == "xywh":
         right, bottom = left + right, top + bottom
-    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    return _checked(np.array([[left, top], [right, top], [right, bottom], [left, bottom]]))
+
+
+def _checked(corners_K2: np.ndarray) -> np.ndarray:
+    if not len(corners_K2) or not np.isfinite(corners_K2).all():
+        raise ValueError("no corners, or one that is no finite number")
+    return corners_K2
 
 
 def _colour(thing: Any) -> tuple[int, int, int]:
