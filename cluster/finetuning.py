@@ -198,7 +198,8 @@ def control(
         looks=looks, seed=seed, settings=settings or [],
     )  # fmt: skip
     assert recipe.control is not None
-    asked = steering.exam(found, recipe.data.test or data, recipe.control.hint, count)
+    told = recipe.data
+    asked = steering.exam(found, told.test or data, recipe.control.hint, count, told.text)
     how = _sampling(sampling, seed)
     watch = steering.ControlWatch(place, found, recipe.control.hint, asked, how)
     with _watched(watch.catch_up):

@@ -16,6 +16,7 @@ from ..config import plain, to_yaml
 from ..data import storage
 from ..data.index import open_manifest
 from ..data.loader import Recipe, once
+from ..errors import RecipeError
 from ..pretrain import checkpoint
 from ..pretrain.control import Port
 from ..pretrain.diffusion.sampling import Sampling
@@ -107,10 +108,28 @@ class Exam:
     """uint8."""
 
 
-def exam(base: Painter, url: str, hint: Hint, count: int) -> Exam:
-    """The first pictures of a dataset; of a shuffled one, if it is to have all sorts."""
+def exam(base: Painter, url: str, hint: Hint, count: int, field: str | None = None) -> Exam:
+    """The first pictures of a dataset; of a shuffled one, if it is to have all sorts.
+
+    Args:
+        base: the run to start from.
+        url: of the dataset.
+        hint: what is drawn of each picture.
+        count: pictures.
+        field: where their texts stand; as in the base's data by default.
+
+    Raises:
+        RecipeError: the hint is drawn from annotations, which samples have none of.
+    """
+    if hint.reads != ("image",):
+        raise RecipeError(
+            f"the hint {hint.kind!r} is drawn from annotations, which samples have none of, so how "
+            "well they keep to it cannot be measured. Train with it by `diptych train` and a "
+            f"recipe with start_from, control: {{hint: {{kind: {hint.kind}}}}} and its cache in "
+            f"data.hints.{hint.kind}."
+        )
     size = base.run.model.image_size
-    rows = Recipe(text=base.run.data.text, image_size=size, seed=0)
+    rows = Recipe(text=field or base.run.data.text, image_size=size, seed=0)
     batch = next(once(open_manifest(url), base.text, rows, batch=count, limit=count))
     texts = tuple(base.text.decode(ids.tolist()) for ids in batch.tokens_BL)
     images = batch.image_BCHW
@@ -182,7 +201,8 @@ def tell(watch: ControlWatch, run: Run) -> str:
         title=f"{watch.place.name}: {watch.hint.kind}",
         intro=[
             f"Beside {watch.base.place.name}, step {watch.base.step}. Each grid: pictures, their "
-            "hints, samples with these hints, samples without, from the same noise in all grids."
+            "hints, samples with these hints, samples without, from the same noise in all grids.",
+            f"Prompts, from the left: {'; '.join(map(repr, watch.asked.texts))}.",
         ],
         advice=(
             f"Step {best.step} keeps to its hints best: {best.hint:.3f}, {gain:+.3f} above chance."

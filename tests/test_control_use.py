@@ -15,20 +15,21 @@ from typer.testing import CliRunner
 
 from diptych.__main__ import app
 from diptych.config import digest
-from diptych.data import storage
+from diptych.data import index, storage
 from diptych.data.batch import Batch
+from diptych.data.pack import tar
 from diptych.data.tokens import Text
 from diptych.errors import CheckpointError, ExportError, RecipeError
 from diptych.finetune import export
 from diptych.finetune.guided import draw, hint_of, open_control, wanted
 from diptych.finetune.parts import KINDS
 from diptych.finetune.sample import Painter, painter
-from diptych.finetune.steering import Kept, keeps, recipe
+from diptych.finetune.steering import ControlWatch, Kept, exam, keeps, recipe, tell
 from diptych.finetune.target import find_target
 from diptych.pretrain import checkpoint
 from diptych.pretrain.checkpoint import base_digest
 from diptych.pretrain.diffusion.sampling import Sampling
-from diptych.pretrain.encoders import Canny, Palette
+from diptych.pretrain.encoders import Canny, Layout, Palette
 from diptych.pretrain.run import Run, parse_run
 from diptych.pretrain.rundir import RunDir
 from diptych.pretrain.slices import put_slices
@@ -216,6 +217,25 @@ def test_what_keeps_to_a_hint_is_measured() -> None:
         blank = torch.zeros_like(pictures)
         assert keeps(hint, blank, told) < 0.9
     assert json.dumps(Kept(1, 1.0, 0.5, 0.2)._asdict())
+
+
+def test_an_exam_reads_the_texts_of_its_data_and_the_page_has_them(
+    text: Text, keep: Keep, tmp_path: Path
+) -> None:
+    base, file = base_of(text, keep), tmp_path / "one.png"
+    Image.fromarray(photo()).save(file)
+    members = {"png": file.read_bytes(), "json": json.dumps({"caption": "a picture"}).encode()}
+    storage.write(str(tmp_path / "set" / "0.tar"), tar([("0", members), ("1", members)]))
+    index.build([str(tmp_path / "set" / "0.tar")])
+    asked = exam(base, str(tmp_path / "set"), Canny(), 2, "caption")
+    assert asked.texts == ("a picture", "a picture")
+    with pytest.raises(RecipeError, match="by `diptych train`"):
+        exam(base, str(tmp_path / "set"), Layout(), 2)
+    place = finished(base, "controlnet", tmp_path)
+    watch = ControlWatch(place, base, Canny(), asked, HOW)
+    assert [look.step for look in watch.catch_up()] == [1]
+    page = storage.read(tell(watch, settings())).decode()
+    assert "a picture" in page and "http" not in page
 
 
 def test_the_recipe_of_a_control_is_its_bases(text: Text, keep: Keep) -> None:
