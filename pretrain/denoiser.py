@@ -113,6 +113,15 @@ def told_place(view: View, factor: int) -> Tensor:
     return whole.float().expand(len(image_BCHW), -1)
 
 
+def told_beside(
+    context_BLD: Tensor, real_BL: Tensor | None, place_B6: Tensor | None
+) -> dict[str, Tensor] | None:
+    """The `added` of `Asked`: diffusers puts the numbers in waves and a pooled text beside them."""
+    if place_B6 is None:
+        return None
+    return {"text_embeds": mean_state(context_BLD, real_BL), "time_ids": place_B6}
+
+
 def mean_state(context_BLD: Tensor, real_BL: Tensor | None) -> Tensor:
     """The mean state of each row's real tokens, (B, D); of all where none only fills up."""
     if real_BL is None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from diptych.data.tokens import Text
 from diptych.errors import ExportError
 from diptych.finetune import pipeline
 from diptych.finetune.clean_pipeline import main as check
-from diptych.finetune.export import pipe, single_file, unet_onnx
+from diptych.finetune.export import denoiser_onnx, pipe, single_file
 from diptych.finetune.parts import KINDS
 from diptych.finetune.verify_base import Base, open_base, prove_again
+from diptych.pretrain.denoiser import read_context
 from diptych.pretrain.models import Unet
+from diptych.pretrain.objective import View
 from diptych.pretrain.recipes import vlp_easy
 from diptych.pretrain.run import Run, revise
 from diptych.pretrain.task import Task
@@ -29,6 +32,7 @@ Rows = Callable[..., Batch]
 UNET = {"kind": "unet", "channels": [16, 32], "groups": 8, "heads": 2, "width": 16, "tokens": 12}
 UNET |= {"image_size": 16, "text": "clip"}
 FACTS = {"steps": 3}
+_OF_BOTH = ("heads", "width", "tokens", "image_size")
 
 
 def levels(channels: list[int], kind: Any, groups: int = 4, **settings: Any) -> Any:
@@ -64,7 +68,7 @@ def vq(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(words: Text, *settings: str, objective: str = "ddpm", **model: Any) -> tuple[Run, Task]:
     values = plain(vlp_easy())
-    values["model"] = {**UNET, **model}
+    values["model"] = model if "kind" in model else {**UNET, **model}
     values["objectives"] = [{"kind": objective}]
     run = revise(values, list(settings), KINDS, source="small")
     torch.manual_seed(0)
@@ -208,11 +212,45 @@ def test_one_file_draws_what_was_trained(tmp_path: Path, text: Text, rows: Rows,
 
 
 def test_onnx_says_what_the_network_says(tmp_path: Path, text: Text, rows: Rows) -> None:
-    run, task = made(text, text="clip")
-    proof = exported(unet_onnx, tmp_path / "out", text, rows, run, task)
+    run, task = made(text, text="blocks", classes=["cat"])
+    proof = exported(denoiser_onnx, tmp_path / "out", text, rows, run, task)
     assert set(proof["max_difference"]) == {"1 rows", "2 rows", "5 rows", "64 rows"}
     assert max(proof["max_difference"].values()) < 1e-4
     assert [f.name for f in (tmp_path / "out").glob("*.onnx*")] == ["model.onnx"]
+    alone = denoiser_onnx.Bare(*made(text, text="clip"))
+    assert alone.names == ["sample", "timestep", "encoder_hidden_states"]
+
+
+def test_onnx_of_a_transformer_says_what_its_model_says_of_texts(
+    tmp_path: Path, text: Text, rows: Rows
+) -> None:
+    from onnxruntime import InferenceSession
+
+    kind = {"kind": "dit", "patch": 4, "depth": 1, "placed": True, "classes": ["cat", "dog"]}
+    run, task = made(text, **{name: UNET[name] for name in _OF_BOTH}, **kind)
+    exported(denoiser_onnx, tmp_path / "out", text, rows, run, task)
+    batch, time_B = rows(7), torch.linspace(0, 1000, 7)
+    classes_B, place_B6 = torch.arange(7) % 3, 16 * torch.rand(7, 6)
+    view = View(
+        batch=replace(batch, placed_B6=place_B6),
+        image_BCHW=torch.randn(7, 3, 16, 16),
+        tokens_BL=batch.tokens_BL,
+        real_BL=batch.real_BL,
+        hidden_BN=torch.zeros(7, 0),
+        matched_B=torch.ones(7, dtype=torch.bool),
+        classes_B=classes_B,
+        time_B=time_B,
+    )
+    with torch.no_grad():
+        said_BCHW = task.model.eval()(view).said_BCHW
+        context_BLD, real_BL = read_context(task.model, view)
+    given = {"sample": view.image_BCHW, "timestep": time_B, "time_ids": place_B6}
+    given |= {"encoder_hidden_states": context_BLD, "encoder_attention_mask": real_BL}
+    given |= {"class_labels": classes_B}
+    session: Any = InferenceSession(tmp_path / "out" / "model.onnx")
+    (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+    assert not real_BL.all() and said_BCHW.abs().max() > 0.01
+    assert (torch.from_numpy(found) - said_BCHW).abs().max() < 1e-5
 
 
 T5 = {"encoder": {"kind": "text", "weights": "/nowhere"}, "width": 16}
@@ -222,14 +260,12 @@ T5 = {"encoder": {"kind": "text", "weights": "/nowhere"}, "width": 16}
     ("target", "model", "settings", "said"),
     [
         (pipe, {"text": "blocks"}, [], "--set model.text=clip"),
-        (unet_onnx, {"text": "blocks"}, [], "--set model.text=clip"),
         (
             pipe,
             {"text": "blocks", "texts": [T5]},
             [],
             r"frozen encoders \(model\.texts\).*padded=true",
         ),
-        (unet_onnx, {"text": "blocks", "texts": [T5]}, [], r"frozen encoders \(model\.texts\)"),
         (pipe, {}, ["objectives.ddpm.schedule.steps=500"], "schedule.steps=1000"),
         (single_file, {}, [], "holds a KL autoencoder"),
     ],

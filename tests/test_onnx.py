@@ -76,8 +76,10 @@ def test_words_alone_need_no_picture(small: Callable[..., Run], text: Text) -> N
     assert set(found) == {"pooled", "token_states"}
 
 
-def test_a_denoiser_is_refused_before_anything_is_written(small: Callable[..., Run]) -> None:
+def test_each_onnx_target_leaves_the_others_models(small: Callable[..., Run]) -> None:
     dit = "{kind: dit, image_size: 16, tokens: 12, width: 16, depth: 1, heads: 2, patch: 4}"
     run = small(f"model={dit}", "objectives=[{kind: ddpm}]")
-    with pytest.raises(ExportError, match=r"denoiser \(dit\); --to onnx takes encoders"):
+    with pytest.raises(ExportError, match=r"'dit'; --to onnx takes encoders, towers and denoisers"):
         onnx.require(run)
+    assert find_target("onnx", export, run).TAKES == "denoisers"
+    assert find_target("onnx", export, small()).TAKES == "every model but denoisers"

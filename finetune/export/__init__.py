@@ -10,6 +10,7 @@ its proof.json holds. With `READS = False` its proof reads no samples, and `batc
 from . import autoencoder as autoencoder
 from . import clip as clip
 from . import controlnet as controlnet
+from . import denoiser_onnx as denoiser_onnx
 from . import diffusers_lora as diffusers_lora
 from . import embedding as embedding
 from . import folder as folder
@@ -20,4 +21,3 @@ from . import peft_folder as peft_folder
 from . import pipe as pipe
 from . import single_file as single_file
 from . import t2i_adapter as t2i_adapter
-from . import unet_onnx as unet_onnx

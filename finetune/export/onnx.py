@@ -33,11 +33,11 @@ SIZES = (1, 3, 8)
 
 
 def require(run: Run) -> None:
-    """Raises ExportError for a denoiser, and for a model with a frozen encoder of regions."""
+    """Raises ExportError for what is no encoder, and for one with a frozen encoder of regions."""
     if run.model.gives is not Seen:
         raise ExportError(
-            f"{run.name} trained a denoiser ({run.model.kind}); --to onnx takes encoders and "
-            "towers. Its weights are in its checkpoints."
+            f"{run.name} is of kind {run.model.kind!r}; --to onnx takes encoders, towers and "
+            "denoisers. Its weights are in its checkpoints."
         )
     if run.model.eye:
         raise ExportError(

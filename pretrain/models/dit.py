@@ -10,10 +10,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..denoiser import Denoiser, mean_state, read_context, told_classes, told_place
+from ..denoiser import (
+    Denoiser,
+    mean_state,
+    read_context,
+    told_beside,
+    told_classes,
+    told_place,
+)
 from ..diffusion.context import Attention, TextContext, waves
 from ..layers import run_layer
-from ..objective import Denoised, View, Words
+from ..objective import Asked, Denoised, View, Words
 
 _PLACE = 128
 """Waves of each number that says where a row was cut from."""
@@ -75,24 +82,33 @@ class DiffusionTransformer(nn.Module):
         if time_B is None:
             time_B = torch.zeros(len(image_BCHW), device=image_BCHW.device)
         context_BLD, real_BL = read_context(self, view)
+        classes_B = told_classes(view, self.classes)
+        place_B6 = None if self.place is None else told_place(view, self.factor)
+        added = told_beside(context_BLD, real_BL, place_B6)
+        asked = Asked(image_BCHW, time_B, context_BLD, real_BL, classes_B, added)
+        return Denoised(view, self.say(asked))
+
+    def say(self, asked: Asked) -> Tensor:
+        """What is said of each cell, (B, C, H, W)."""
+        image_BCHW, context_BLD, real_BL = asked.x_BChw, asked.context_BLD, asked.real_BL
         rows, columns = (side // self.patch for side in image_BCHW.shape[2:])
         values_BPV = F.unfold(image_BCHW, self.patch, stride=self.patch).transpose(1, 2)
         x_BPD = self.enter(values_BPV) + self._places(rows, columns, values_BPV)
-        steer_BD = self.time(waves(time_B, x_BPD.shape[2]).to(x_BPD.dtype))
+        steer_BD = self.time(waves(asked.time_B, x_BPD.shape[2]).to(x_BPD.dtype))
         steer_BD = steer_BD + mean_state(context_BLD, real_BL)
-        if self.place is not None:
-            numbers_B6 = told_place(view, self.factor)
-            waves_BV = waves(numbers_B6.flatten(), _PLACE).view(len(x_BPD), -1)
+        if self.place is not None and asked.added is not None:
+            numbers_B6 = asked.added["time_ids"]
+            waves_BV = waves(numbers_B6.flatten(), _PLACE).view(-1, 6 * _PLACE)
             steer_BD = steer_BD + self.place(waves_BV.to(x_BPD.dtype))
         if self.kinds is not None:
-            steer_BD = steer_BD + self.kinds(told_classes(view, self.classes))
+            steer_BD = steer_BD + self.kinds(asked.classes_B)
         for block in self.blocks:
             steers_BD = F.silu(steer_BD)
             x_BPD = run_layer(block, self.recompute, x_BPD, steers_BD, context_BLD, real_BL)
         shift, scale = self.steer(F.silu(steer_BD))[:, None].chunk(2, dim=2)
         said_BPV = self.leave(self.norm(x_BPD) * (1 + scale) + shift)
         said_BVP = said_BPV.transpose(1, 2)
-        return Denoised(view, F.fold(said_BVP, image_BCHW.shape[2:], self.patch, stride=self.patch))
+        return F.fold(said_BVP, image_BCHW.shape[2:], self.patch, stride=self.patch)
 
     def _places(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """(P, D): waves of row and column, so that other sizes have their places too."""

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
-from ..denoiser import Denoiser, mean_state, read_context, told_classes, told_place
+from ..denoiser import Denoiser, read_context, told_beside, told_classes, told_place
 from ..diffusion.context import ClipContext, TextContext
 from ..objective import Asked, Denoised, View, Words
 
@@ -126,18 +126,19 @@ class ConditionalUnet(nn.Module):
         else:
             context_BLD, real_BL = read_context(self, view)
         classes_B = told_classes(view, self.classes)
-        added = None
-        if self.placed:  # diffusers puts the numbers in waves and the pooled text beside them
-            pooled_BD = mean_state(context_BLD, real_BL)
-            added = {"text_embeds": pooled_BD, "time_ids": told_place(view, self.factor)}
+        place_B6 = told_place(view, self.factor) if self.placed else None
+        added = told_beside(context_BLD, real_BL, place_B6)
         asked = Asked(image_BCHW, time_B, context_BLD, real_BL, classes_B, added)
-        said = self.unet(
-            image_BCHW,
-            time_B,
-            encoder_hidden_states=context_BLD,
-            encoder_attention_mask=real_BL,
-            class_labels=classes_B,
-            added_cond_kwargs=added,
-            **(view.steer(asked) if view.steer else {}),
-        )
-        return Denoised(view, said.sample)
+        return Denoised(view, self.say(asked, **(view.steer(asked) if view.steer else {})))
+
+    def say(self, asked: Asked, **steer: Any) -> Tensor:
+        """What is said of each cell, (B, C, h, w); `steer` as of `View`."""
+        return self.unet(
+            asked.x_BChw,
+            asked.time_B,
+            encoder_hidden_states=asked.context_BLD,
+            encoder_attention_mask=asked.real_BL,
+            class_labels=asked.classes_B,
+            added_cond_kwargs=asked.added,
+            **steer,
+        ).sample
