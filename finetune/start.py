@@ -124,6 +124,8 @@ def fresh_task(run: Run, text: Text) -> Task:
     """
     torch.manual_seed(run.seed)
     task = run.task(text)
+    if not run.start_from:
+        run.model.begin(task.model)
     if run.text_from:
         start_words(task.model, run.text_from)
     if run.start_from:

@@ -89,6 +89,10 @@ class Model(Part):
         """
         raise NotImplementedError(f"model {self.kind!r} has no build")
 
+    def begin(self, module: Any) -> None:
+        """Puts the weights that its parts begin with, if the record names any, into a fresh module
+        of `build`."""
+
     def sizes(self, words: Words) -> Sizes:
         """What the heads of objectives must fit."""
         raise NotImplementedError(f"model {self.kind!r} has no sizes")

@@ -49,6 +49,9 @@ class Visual(Part):
         """See `Sizes.region_values`."""
         raise NotImplementedError(f"visual {self.kind!r} has no region_values")
 
+    def begin(self, module: Any, image_size: int) -> None:
+        """Puts the weights that it begins with, if it names any, into a module of `build`."""
+
     def build(self, width: int, image_size: int, epsilon: float) -> Any:
         """The module, freshly initialised."""
         raise NotImplementedError(f"visual {self.kind!r} has no build")

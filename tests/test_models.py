@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import RecipeError
+from diptych.finetune.start import fresh_task
 from diptych.pretrain.run import Run
 from diptych.pretrain.task import Task
 
@@ -177,6 +182,41 @@ def test_random_cells_are_seen_in_training_only(task: Make, rows: Rows) -> None:
     assert found.eval().model(found.look(batch)).regions_BND.shape == (4, 16, 16)
     with pytest.raises(RecipeError, match="do not sample"):
         task(spec, "objectives=[{kind: mrm}]")
+
+
+@pytest.mark.parametrize(
+    ("network", "stride"),
+    [("test_efficientnet_gn", 8), ("test_convnext2", 8), ("test_vit", 16)],
+)
+def test_a_network_begins_with_timms_weights(
+    network: str, stride: int, small: Callable[..., Run], rows: Rows, text: Text, tmp_path: Path
+) -> None:
+    """Its pixels are timm's own then; whatever wrapper gives the maps, names of weights agree."""
+    torch.manual_seed(7)
+    theirs: Any = timm.create_model(network, num_classes=5)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    visual = f"{{kind: cnn, network: {network}, stride: {stride}, weights: {tmp_path}}}"
+    model = f"{ONE}, visual: {visual}}}".replace("image_size: 16", "image_size: 64")
+    run = small(model, "objectives=[{kind: mlm}]")
+    vision = fresh_task(run, text).model.vision
+    whole = theirs.state_dict()
+    named = {name.replace(".", "_"): value for name, value in whole.items()}
+    for name, value in vision.network.state_dict().items():
+        bare = name.removeprefix("model.")
+        if bare != "pos_embed":  # which timm makes as large as the picture
+            assert torch.equal(value, whole.get(bare, named.get(bare.replace(".", "_")))), name
+    batch = replace(rows(2), image_BCHW=rows(2).image_BCHW.repeat(1, 1, 4, 4))
+    image_BCHW = run.task(text).look(batch).image_BCHW
+    config: Any = timm.get_pretrained_cfg(network)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
+    seen_BCHW = (image_BCHW - vision.shift) * vision.scale
+    torch.testing.assert_close(seen_BCHW, (batch.image_BCHW / 255 - mean) / std)
+    seen_as = f"network: {network}, stride: {stride}"
+    other = small(
+        model.replace(seen_as, "network: resnet50_gn, stride: 16"), "objectives=[{kind: mlm}]"
+    )
+    with pytest.raises(RecipeError, match="does not hold timm's weights of resnet50_gn"):
+        fresh_task(other, text)
 
 
 def test_a_map_with_its_channels_last_is_read_cell_by_cell(task: Make, rows: Rows) -> None:

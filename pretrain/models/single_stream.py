@@ -5,7 +5,7 @@ SDPA. B rows, L tokens, N regions, D width.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -74,6 +74,9 @@ class SingleStream(Model):
 
     def build(self, words: Words) -> "Stream":
         return Stream(self, words.size)
+
+    def begin(self, module: Any) -> None:
+        self.visual.begin(module.vision, self.image_size)
 
     def sizes(self, words: Words) -> Sizes:
         return Sizes(

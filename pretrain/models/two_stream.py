@@ -5,7 +5,7 @@ Post-LN layers, SDPA. B rows, L tokens, N regions, D width, E width of the share
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -100,6 +100,9 @@ class TwoStream(Model):
 
     def build(self, words: Words) -> "Streams":
         return Streams(self, words.size)
+
+    def begin(self, module: Any) -> None:
+        self.visual.begin(module.vision, self.image_size)
 
     def sizes(self, words: Words) -> Sizes:
         return Sizes(

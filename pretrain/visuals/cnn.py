@@ -3,14 +3,17 @@
 B rows, N cells, C channels of the map, D width.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from ...data.draws import uniform
 from ...errors import RecipeError
+from .. import stored
+from ..frozen import whole
 from ..objective import View
 from ..visual import Visual
 
@@ -24,9 +27,14 @@ class Cnn(Visual):
     numbers depend on the rows beside it."""
     stride: int = Field(default=32, ge=1)
     """Pixels a cell is wide: which of the network's maps is taken."""
+    weights: str | None = None
+    """What the network begins with: timm's weights of it, a .safetensors file or its folder. Then
+    it sees pixels by timm's own mean and deviation. By default it is drawn at random."""
     sample: int | None = Field(default=None, ge=1)
     """Cells that a training step sees, drawn at random (100 in Pixel-BERT, Huang et al. 2020); in
     evaluation all. None: always all."""
+
+    _whole = field_validator("weights")(whole)
 
     def check(self, image_size: int) -> None:
         if image_size % self.stride:
@@ -44,9 +52,17 @@ class Cnn(Visual):
     def build(self, width: int, image_size: int, epsilon: float) -> "MapTokens":
         return MapTokens(width, self, image_size, epsilon)
 
+    def begin(self, module: "MapTokens", image_size: int) -> None:
+        if self.weights:
+            network, _ = _network(self, image_size, _stored(self.weights))
+            module.network.load_state_dict(network.state_dict())
+
 
 class MapTokens(nn.Module):
     """view -> (B, N, D), or fewer regions in training when some are sampled."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, width: int, spec: Cnn, image_size: int, epsilon: float) -> None:
         super().__init__()
@@ -58,9 +74,15 @@ class MapTokens(nn.Module):
         self.hole = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.places, std=0.02)
         nn.init.normal_(self.hole, std=0.02)
+        config = timm_config(spec.network) if spec.weights else None
+        mean, std = (config.mean, config.std) if config else ((0.5,) * 3, (0.5,) * 3)
+        # What turns pixels of -1 to 1, of mean and deviation 1/2, into those that timm means.
+        self.register_buffer("shift", _channels(mean) * 2 - 1, persistent=False)
+        self.register_buffer("scale", 0.5 / _channels(std), persistent=False)
 
     def forward(self, view: View) -> Tensor:
-        cells_BNC = self._cells(self.network(view.image_BCHW)[-1])
+        pixels_BCHW = (view.image_BCHW - self.shift) * self.scale
+        cells_BNC = self._cells(self.network(pixels_BCHW)[-1])
         cells_BND = self.norm(self.project(cells_BNC))
         cells_BND = cells_BND + self.places + view.hidden_BN[..., None] * self.hole
         if not (self.sample and self.training):
@@ -76,16 +98,35 @@ class MapTokens(nn.Module):
         return map_BCHW.flatten(2).transpose(1, 2)
 
 
-def _network(spec: Cnn, image_size: int) -> tuple[Any, int]:
+def timm_config(network: str) -> Any:
+    """What timm knows of a network: mean and deviation of its pixels, its own size; or None."""
+    import timm  # imports for seconds
+
+    return timm.get_pretrained_cfg(network)
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+def _stored(url: str) -> dict[str, Tensor]:
+    files = [url] if url.endswith(".safetensors") else stored.files(url)
+    return {name: value for file in files for name, value in stored.tensors(file).items()}
+
+
+def _network(
+    spec: Cnn, image_size: int, weights: dict[str, Tensor] | None = None
+) -> tuple[Any, int]:
     """timm's network up to the map of that stride, and its channels.
 
     Raises:
-        RecipeError: timm has no such network, or it has no such map, or batch statistics.
+        RecipeError: timm has no such network, or it has no such map, or batch statistics; or the
+            weights are another's.
     """
     import timm  # imports for seconds
 
     try:
-        known: Any = timm.get_pretrained_cfg(spec.network)
+        known = timm_config(spec.network)
         fixed: Any = {"img_size": image_size} if known and known.fixed_input_size else {}
         info: Any = timm.create_model(spec.network, features_only=True, **fixed).feature_info
     except (RuntimeError, AttributeError, ValueError) as err:
@@ -99,10 +140,39 @@ def _network(spec: Cnn, image_size: int) -> tuple[Any, int]:
             f"visual 'cnn': {spec.network} has maps of strides {strides}, not {spec.stride}."
         )
     last = len(strides) - 1 - strides[::-1].index(spec.stride)
-    network: Any = timm.create_model(spec.network, features_only=True, out_indices=(last,), **fixed)
+    if weights is not None:
+        _require_weights(spec, fixed, weights)
+        fixed |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+    try:
+        network: Any = timm.create_model(
+            spec.network, features_only=True, out_indices=(last,), **fixed
+        )
+    except RuntimeError as err:  # tensors of other shapes
+        raise RecipeError(f"visual 'cnn': {spec.weights}: {' '.join(str(err).split())}") from err
     if any(name.endswith("running_mean") for name, _ in network.named_buffers()):
         raise RecipeError(
             f"visual 'cnn': {spec.network} has batch norms, whose statistics depend on how a batch "
             "is sliced. Use one with group or layer norms, such as resnet50_gn."
         )
     return network, network.feature_info.channels()[-1]
+
+
+def _require_weights(spec: Cnn, fixed: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """timm itself passes over what is missing.
+
+    Raises:
+        RecipeError: the weights lack some that the network has.
+    """
+    import timm  # imports for seconds
+
+    whole: Any = timm.create_model(spec.network, num_classes=0, **fixed)
+    lost = [
+        name
+        for name, value in whole.named_parameters()
+        if name not in weights or value.ndim != weights[name].ndim
+    ]
+    if lost:
+        raise RecipeError(
+            f"visual 'cnn': {spec.weights} does not hold timm's weights of {spec.network}: "
+            f"{len(lost)} are missing, such as {lost[0]!r}."
+        )
