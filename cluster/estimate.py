@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..data.batch import Batch
+from ..data.cache import read_note
 from ..data.loader import Loader
 from ..data.plan import Plan
 from ..data.tokens import Text
@@ -19,6 +20,8 @@ from .activations import pass_bytes
 from .shapes import Shape
 
 _BYTES = {"fp32": 4, "bf16": 2}
+_FROZEN_BYTES = 4
+"""Frozen parts beside a task compute in 32 bits, whatever the shape's precision."""
 _BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed gathers gradients, whatever the model's size."""
 _SPARE = 0.9
@@ -55,6 +58,13 @@ def need(run: Run, shape: Shape, chart: Plan, text: Text) -> Need:
     """
     task = bare(run, text)
     parts, host = memory(task, run, shape)
+    cached = _images_cached(run)
+    for name, count in beside(run).items():
+        if cached and name == "eye":  # which is never opened then
+            continue
+        # Of latents in a cache, the first stage is only asked for their scale, where it was loaded.
+        aside = cached and name == "first_stage" and shape.gpus_per_worker
+        (host if aside else parts)[f"frozen: {name}"] = count * _FROZEN_BYTES
     low, high = (_activations(run, shape, chart, text, rows) for rows in _two_sizes(run))
     few, many = _two_sizes(run)
     per_row = max(0, high - low) // (many - few)
@@ -116,6 +126,22 @@ def frozen(task: Task) -> dict[str, int]:
     return found
 
 
+def beside(run: Run) -> dict[str, int]:
+    """Numbers in the frozen weights beside the task, by part: whole on every worker, whatever the
+    ZeRO stage, and in no checkpoint. Only headers are read.
+
+    Raises:
+        RecipeError: there are no safetensors weights.
+        StorageError: they cannot be read.
+    """
+    return {name: part.elements() for name, part in run.frozen.items() if part.places}
+
+
+def _images_cached(run: Run) -> bool:
+    notes = [read_note(url) for source in run.data.sources for url in source.caches]
+    return any("image" in note.spec.reads for note in notes if note)
+
+
 def rows_that_fit(need_: Need, run: Run, shape: Shape, memory_bytes: float) -> list[int]:
     """Micro-batches that fit a worker's memory, the largest first."""
     rows = run.batch // shape.workers
@@ -154,6 +180,8 @@ def _size(part: tuple[str, int]) -> int:
 def _way_out(part: str, shape: Shape) -> str:
     if part == "activations" and not shape.recompute:
         return "Compute them again: --shape-set recompute=true."
+    if part.startswith("frozen"):
+        return "It is whole on every worker. Name a smaller one, larger GPUs, or a cache of images."
     if part == "buffers":
         return "DeepSpeed's buffer for gradients has a fixed size: only zero_stage=0 has none."
     if part == "weights" and shape.zero_stage < 3:

@@ -6,6 +6,8 @@ looked at. A frozen part is no submodule of a task, so that no engine and no che
 
 import contextlib
 import hashlib
+import json
+import math
 import re
 import shutil
 import tempfile
@@ -59,8 +61,18 @@ class Frozen(Part):
             folders = {name: stack.enter_context(_local(url)) for name, url in places.items()}
             for name in folders:
                 if name != "tokenizer":
-                    _require_safetensors(folders[name], places[name])
+                    there = (path.name for path in folders[name].iterdir())
+                    _require_safetensors(there, places[name])
             yield folders
+
+    def elements(self) -> int:
+        """Numbers in its weights, by the headers of its files alone: nothing else is read.
+
+        Raises:
+            RecipeError: there are no safetensors weights.
+            StorageError: the files cannot be read.
+        """
+        return sum(_elements(url) for name, url in self.places.items() if name != "tokenizer")
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -107,7 +119,23 @@ def require_loaded(missing: Iterable[str], but: str = "") -> None:
 
 @contextlib.contextmanager
 def _local(url: str) -> Iterator[Path]:
-    """A local folder with the files at a URL (a folder, or one .safetensors file) that are data.
+    """A local folder with the `_files` of a URL."""
+    with tempfile.TemporaryDirectory(prefix="diptych-weights-") as home:
+        for name, file in _files(url).items():
+            place = Path(home) / name
+            if storage.is_local(file):
+                source = storage.local_path(file)
+                if source.is_file():
+                    place.symlink_to(source)
+            else:
+                with storage.open_read(file) as read, open(place, "wb") as to:
+                    shutil.copyfileobj(read, to, 8 << 20)
+        yield Path(home)
+
+
+def _files(url: str) -> dict[str, str]:
+    """The URLs of the files at a URL (a folder, or one .safetensors file) that are data, by the
+    names that libraries look for.
 
     Of a run of ours, its `first_stage/`.
     """
@@ -121,17 +149,26 @@ def _local(url: str) -> Iterator[Path]:
     folder, _, file = url.rpartition("/") if url.endswith(".safetensors") else (url, "", "")
     names = [file] if file else [n for n in storage.children(url) if n.endswith(_DATA)]
     called = {} if file else _called(names)
-    with tempfile.TemporaryDirectory(prefix="diptych-weights-") as home:
-        for name in names:
-            place = Path(home) / called.get(name, name)
-            if storage.is_local(url):
-                source = storage.local_path(storage.join(folder, name))
-                if source.is_file():
-                    place.symlink_to(source)
-            else:
-                with storage.open_read(storage.join(folder, name)) as read, open(place, "wb") as to:
-                    shutil.copyfileobj(read, to, 8 << 20)
-        yield Path(home)
+    return {called.get(name, name): storage.join(folder, name) for name in names}
+
+
+def _elements(url: str) -> int:
+    """Numbers in the tensors of its files; one that several files have, as variants do, once."""
+    found = dict[str, int]()
+    files = {name: file for name, file in _files(url).items() if name.endswith(".safetensors")}
+    _require_safetensors(files, url)
+    for file in files.values():
+        try:
+            end = 8 + int.from_bytes(storage.read(file, 0, 8), "little")
+            if end > storage.stat(file)[0]:
+                raise ValueError("its header ends behind it")
+            head = json.loads(storage.read(file, 8, end))
+            head.pop("__metadata__", None)
+            tensors = {name: math.prod(each["shape"]) for name, each in head.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise RecipeError(f"{file} is damaged, or no safetensors file. Get it again.") from err
+        found |= tensors
+    return sum(found.values())
 
 
 def _called(names: Sequence[str]) -> dict[str, str]:
@@ -148,8 +185,8 @@ def _called(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _require_safetensors(folder: Path, url: str) -> None:
-    if not any(path.suffix == ".safetensors" for path in folder.iterdir()):
+def _require_safetensors(names: Iterable[str], url: str) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
         raise RecipeError(
             f"{url} holds no .safetensors weights. Name a local folder or s3://… that does; "
             "pickled weights (.bin, .pt, .ckpt) are never read: convert them first."

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
@@ -174,6 +175,40 @@ def test_the_facts_of_a_plan(tiny: Tiny) -> None:
     assert facts["bytes of memory per worker"] == sum(
         size for name, size in facts.items() if name.startswith("  of which")
     )
+
+
+def stands(model: str, tmp_path: Path) -> dict[str, Any]:
+    """A model with frozen parts, whose headers are all that is asked for."""
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "e.safetensors")
+    save_file({"c": torch.zeros(7).half()}, tmp_path / "d.safetensors")
+    folder = tmp_path / "words"
+    folder.mkdir()
+    for name in ("model", "model.fp16"):
+        save_file({"t": torch.zeros(2, 5)}, folder / f"{name}.safetensors")
+    stage = {"weights": f"{tmp_path}/e.safetensors", "decoder": f"{tmp_path}/d.safetensors"}
+    text = {"encoder": {"kind": "text", "weights": str(folder)}, "width": 4}
+    sizes = {"image_size": 32, "tokens": 12, "patch": 1, "width": 32, "depth": 1, "heads": 2}
+    stage["kind"] = "taef2"
+    return {"kind": model, "first_stage": stage, "texts": [text], **sizes}
+
+
+def test_frozen_parts_beside_the_task_are_counted_by_their_headers(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    model = stands("dit", tmp_path)
+    run = tiny("frozen", f"model={json.dumps(model)}", "objectives=[{kind: ddpm}]")
+    for shape in (PAIR, Shape(workers=2, zero_stage=3, gpus_per_worker=1)):
+        facts, wrong = preflight.plan(run, shape)
+        assert wrong is None
+        assert facts["frozen: first_stage, whole on every worker"] == 24
+        assert facts["frozen: text.0, whole on every worker"] == 10
+        assert facts["  of which frozen: first_stage"] == 96
+        assert facts["bytes of memory per worker"] == sum(
+            size for name, size in facts.items() if name.startswith("  of which")
+        )
+    (tmp_path / "d.safetensors").write_bytes(b"none of these")
+    with pytest.raises(RecipeError, match=r"d\.safetensors is damaged"):
+        preflight.plan(run, PAIR)
 
 
 @pytest.mark.parametrize(("steps", "every", "want"), [(50, 200, 1), (1000, 300, 4), (600, 300, 2)])
