@@ -20,6 +20,7 @@ from ..errors import DataError, RecipeError
 from ..pretrain.encoder import Encoder, Opened
 from ..pretrain.encoders import Inception
 from .export.folder import Loaded
+from .heads import VisualQuestion
 from .metrics import coverage, distances
 from .score import Finished
 
@@ -177,15 +178,14 @@ def question(said: str) -> Question:
 
 
 def _wanted(judge: Finished, picture: Picture, field: str) -> str:
-    known = next(o for o in judge.run.objectives if o.kind == "vqa")
-    answers: Sequence[str] = getattr(known, "answers", ())
-    value = picture.record.get(field)
-    if str(value) not in answers:
+    known = next(o for o in judge.run.objectives if isinstance(o, VisualQuestion))
+    answers, value = known.answers, picture.record.get(field)
+    if (place := known.place(str(value))) is None:
         raise RecipeError(
             f"--ask ...={field}: the record says {value!r}, which the classifier "
             f"{judge.place.name} has no answer for. It knows: {', '.join(answers[:20])}."
         )
-    return str(value)
+    return answers[place]
 
 
 def _pooled(arrays: dict[str, Sequence[np.ndarray]], name: str) -> Tensor:

@@ -14,7 +14,7 @@ def data_answers(
 ) -> None:
     """Print the answers of a dataset as a list that a recipe takes, the most useful first.
 
-    They are normalised as in the VQA challenge, as `soft` wants them.
+    They are normalised as in the VQA challenge; the `vqa` head compares them so.
 
     Examples:
 

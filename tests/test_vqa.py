@@ -90,11 +90,11 @@ def test_slices_of_soft_rows_add_up(small: Any, text: Text, batch: Batch) -> Non
         assert int(count) == sum(int(p.sums[name][1]) for p in parts)
 
 
-def test_the_plain_head_is_as_before(small: Any, text: Text, batch: Batch) -> None:
-    """Cross-entropy of the one answer, as it is written."""
+def test_the_plain_head_knows_one_answer(small: Any, text: Text, batch: Batch) -> None:
+    """Cross-entropy of the one answer, as it is written or else as `data answers` prints it."""
     torch.manual_seed(0)
     task = asked(small).task(text)
-    one = with_fields(batch, {"answer": "red"}, {"answer": "Red"}, {"answer": "2"}, {}, {})
+    one = with_fields(batch, {"answer": "red"}, {"answer": "maroon"}, {"answer": "Two."}, {}, {})
     seen, scores = task.scores(one)
     head = task.objectives[0]
     assert isinstance(head, VisualQuestion)
@@ -105,7 +105,15 @@ def test_the_plain_head_is_as_before(small: Any, text: Text, batch: Batch) -> No
 
 
 def test_answers_that_are_one_when_normal_are_a_mistake(small: Any) -> None:
-    assert asked(small, answers=["two", "2"])
+    [head] = asked(small, answers=["no", "two", "2"]).objectives
+    assert isinstance(head, VisualQuestion)
+    assert [head.place(answer) for answer in ("2", "two", "Two", "No!", "none")] == [
+        2,
+        1,
+        2,
+        0,
+        None,
+    ]
     with pytest.raises(RecipeError, match="two are the same once normalised"):
         asked(small, answers=["two", "2"], soft=True)
 

@@ -3,6 +3,7 @@
 B rows, D width, A answers.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,11 +20,12 @@ class VisualQuestion(Objective):
     """L = -log p(answer | image, question), or with `soft` a yes or no to each answer.
 
     The question is the text of the sample; the answer is the `answer` of its JSON record. A row
-    whose answer is not in the vocabulary is not trained on, and counts as wrong.
+    whose answer is not in the vocabulary is not trained on, and counts as wrong. Answers are
+    compared as they are written, then normalised as in the VQA challenge.
 
     With `soft`, each answer's target is its accuracy against the record's `answers` by several
     people (or its one `answer`), L the sum of the binary cross-entropies (Teney et al. 2018), and
-    the accuracy that of the VQA challenge; all answers are normalised as there.
+    the accuracy that of the VQA challenge; all answers are normalised.
     """
 
     kind: ClassVar[str] = "vqa"
@@ -79,9 +81,15 @@ class VisualQuestion(Objective):
 
     def targets(self, seen: Seen) -> Tensor:
         """Index of each row's answer, -100 where the vocabulary lacks it."""
-        index = {answer: position for position, answer in enumerate(self.answers)}
-        found = [index.get(str(fields.get("answer")), -100) for fields in seen.view.batch.fields]
-        return torch.tensor(found, device=seen.pooled_BD.device)
+        given = [fields.get("answer") for fields in seen.view.batch.fields]
+        found = [None if answer is None else self.place(str(answer)) for answer in given]
+        places = [-100 if place is None else place for place in found]
+        return torch.tensor(places, device=seen.pooled_BD.device)
+
+    def place(self, answer: str) -> int | None:
+        """Where an answer stands in the vocabulary: as it is written, or else normalised."""
+        places = _places(self.answers)
+        return places.get(answer, places.get(human.normal(answer)))
 
     def soft_targets(self, seen: Seen) -> Tensor:
         """Accuracy that each answer would have in each row, (B, A), 0 to 1."""
@@ -92,6 +100,14 @@ class VisualQuestion(Objective):
                 if answer in index:
                     found_BA[row, index[answer]] = accuracy
         return found_BA.to(seen.pooled_BD.device)
+
+
+@functools.lru_cache(maxsize=8)  # asked for every row
+def _places(answers: tuple[str, ...]) -> dict[str, int]:
+    """The places of answers by themselves and by what they are normalised; of several that are one
+    then, the first."""
+    written = {answer: place for place, answer in enumerate(answers)}
+    return {human.normal(answer): written[answer] for answer in reversed(answers)} | written
 
 
 def people(fields: Mapping[str, Any]) -> list[str]:
