@@ -98,11 +98,14 @@ def evaluate(
     show(facts, json_, title=found.place.name)
 
 
-def _scored(found: "Finished", limit: int | None, by: str | None) -> dict[str, float]:
+def _scored(found: "Finished", limit: int | None, by: str | None) -> dict[str, Any]:
     from ..finetune.score import score
 
     with bar("evaluate", 2 * min(limit or found.test.samples, found.test.samples)) as told:
-        return score(found, limit=limit, by=by, told=told)
+        scores = score(found, limit=limit, by=by, told=told)
+    if idle := [o.kind for o in found.run.objectives if f"{o.kind}.loss" not in scores]:
+        return {**scores, "nothing to judge": f"{', '.join(idle)}: no sample has a target of it"}
+    return scores
 
 
 def _hung(found: "Finished", prompts: str | None, samples: int, how: dict[str, Any]) -> "Hung":
