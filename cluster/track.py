@@ -41,7 +41,7 @@ class Tracker:
         self._began = time.time()
         self._board_home = tempfile.TemporaryDirectory(prefix="diptych-events-")
         self._board: SummaryWriter | None = None
-        self._line = Line(run, console)
+        self._line = Line(run, place.name, console)
         self._state, self._note = "", ""
         self._looked = False
         self._over, self._lock = threading.Event(), threading.Lock()
@@ -103,7 +103,7 @@ class Tracker:
         """Keeps lines in a rank's log; rank -1 is the driver, whose lines are shown too."""
         self.keep(text, rank)
         if rank < 0:
-            self.console.print(f"[yellow]{self.run.name}[/]: {text}", highlight=False)
+            self.console.print(f"[yellow]{self.place.name}[/]: {text}", highlight=False)
 
     def keep(self, text: str, rank: int) -> None:
         """Keeps lines in a rank's log."""
@@ -231,8 +231,8 @@ class Tracker:
 class Line:
     """A progress bar on a terminal; a plain line now and then elsewhere."""
 
-    def __init__(self, run: Run, console: Console) -> None:
-        self.run, self.console = run, console
+    def __init__(self, run: Run, name: str, console: Console) -> None:
+        self.run, self.name, self.console = run, name, console
         self._bar: Progress | None = None
         self._said = 0.0
         if console.is_terminal:
@@ -244,7 +244,7 @@ class Line:
                 TextColumn("{task.fields[text]}"),
                 console=console,
             )
-            self._task = self._bar.add_task(run.name, total=run.steps, text="")
+            self._task = self._bar.add_task(name, total=run.steps, text="")
 
     def start(self) -> None:
         """Shows the bar."""
@@ -269,7 +269,7 @@ class Line:
         elif time.time() - self._said > _BEAT_S or row["step"] == self.run.steps:
             self._said = time.time()
             self.console.print(
-                f"{self.run.name} step {row['step']}/{self.run.steps} {text}", highlight=False
+                f"{self.name} step {row['step']}/{self.run.steps} {text}", highlight=False
             )
 
 

@@ -246,7 +246,7 @@ def test_a_run_that_is_busy_is_refused(runs: str, tiny: Tiny) -> None:
 
 def test_an_objective_that_learns_of_nothing_is_named_once(runs: str, tiny: Tiny) -> None:
     run = tiny("nothing")
-    place, _ = prepare(run, PAIR, f"{runs}/nothing")
+    place, _ = prepare(run, PAIR, f"{runs}/so-called")
     said = io.StringIO()
     row = {"step": 10, "skipped": 0, "itm.loss": 1.0, "mrm.loss": 1.0, "mlm.accuracy": 0.0}
     with Tracker(run, place, Console(file=said, width=200)) as tracker:
@@ -255,6 +255,7 @@ def test_an_objective_that_learns_of_nothing_is_named_once(runs: str, tiny: Tiny
             tracker.hear(Event("metrics", 0, {**row, "step": step}))
     assert said.getvalue().count("mlm had nothing to learn of in any sample up to step 10") == 1
     assert "itm had" not in said.getvalue()
+    assert {line.split()[0].strip(":") for line in said.getvalue().splitlines()} == {"so-called"}
 
 
 def test_a_damaged_sample_is_named_and_ends_the_run(bucket: str, easy: str, tiny: Tiny) -> None:
