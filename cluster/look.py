@@ -21,6 +21,9 @@ Extra = Annotated[
 Penalty = Annotated[
     float, typer.Option(help="Of beam search: above 0 for long texts, below for short ones.")
 ]
+References = Annotated[
+    str | None, typer.Option(help="`txt` or a JSON field: a text or a list of them.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
 
 
@@ -38,9 +41,7 @@ def caption(
     share: Annotated[float, typer.Option(min=0, max=1, help="Of nucleus sampling.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of nucleus sampling.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of nucleus sampling.")] = 0,
-    references: Annotated[
-        str | None, typer.Option(help="`txt` or a JSON field: a text or a list of them.")
-    ] = None,
+    references: References = None,
     extra: Extra = None,
     out: Annotated[str | None, typer.Option(help="A .jsonl file for the captions.")] = None,
     limit: Limit = None,
@@ -94,6 +95,7 @@ def retrieve(
     every_pair: Annotated[
         bool, typer.Option(help="Have the matching head judge every pair: slow, needs no towers.")
     ] = False,
+    references: References = None,
     limit: Limit = None,
     weights: WeightsOpt = None,
     runs: Runs = "runs",
@@ -101,14 +103,17 @@ def retrieve(
 ) -> None:
     """Score image-text retrieval both ways: R@1, R@5, R@10 and the median rank.
 
-    Samples whose picture is the same count as one picture with several right texts. All pictures
-    are in memory at once: 0.15 MB each at 224 pixels.
+    Samples whose picture is the same count as one picture with several right texts;
+    --references names a field that holds all of them. Each text's picture is in memory at once:
+    0.15 MB at 224 pixels.
 
     Examples:
 
         diptych retrieve my-two-stream --data s3://my-bucket/flickr30k/test --rerank 20
 
         diptych retrieve my-uniter --every-pair --limit 200 --json
+
+        diptych retrieve my-two-stream --data s3://my-bucket/coco/test --references captions
     """
     from ..data.batch import joined
     from ..finetune import gallery
@@ -125,7 +130,11 @@ def retrieve(
             parts.append(batch)
             told(batch.rows)
     test = joined(parts)
-    group_N = gallery.groups(gallery.pictures(found.test, limit), test.keys)
+    same = gallery.pictures(found.test, limit)
+    if references:
+        texts = gallery.references(found.test, references, limit)
+        test = gallery.with_texts(test, found.text, same, texts)
+    group_N = gallery.groups(same, test.keys)
     pictures = int(group_N.max()) + 1
     total = pictures * test.rows if every_pair else test.rows
     with bar("judge" if every_pair else "embed", total) as told:

@@ -122,6 +122,22 @@ def groups(same: Mapping[str, Hashable], keys: Sequence[str]) -> torch.Tensor:
     return torch.tensor([numbers.setdefault(same[key], len(numbers)) for key in keys])
 
 
+def with_texts(
+    test: Batch,
+    text: Text,
+    same: Mapping[str, Hashable],
+    texts: Mapping[Hashable, Sequence[str]],
+) -> Batch:
+    """A row for each of the `references` of each picture of a test, a text of a picture once."""
+    first = dict[Hashable, int]()
+    for row, key in enumerate(test.keys):
+        first.setdefault(same[key], row)
+    pairs = [(row, one) for seen, row in first.items() for one in dict.fromkeys(texts[seen])]
+    tokens_BL, real_BL = text.encode([one for _, one in pairs])
+    whole = test.pick(torch.tensor([row for row, _ in pairs]))
+    return replace(whole, tokens_BL=tokens_BL, real_BL=real_BL)
+
+
 def files(paths: Sequence[str], run: Run, text: Text, texts: Sequence[str] = ()) -> Batch:
     """A batch of picture files, cut as the run's test is; `texts` beside them, or none.
 
@@ -207,7 +223,7 @@ def _texts(members: Mapping[str, bytes], field: str, key: str) -> list[str]:
     texts = found if isinstance(found, list) else [found]
     if not texts or not all(isinstance(text, (str, int, float)) for text in texts):
         raise DataError(
-            f"{key}: {field!r} holds no text to compare a caption with. Name a field that does "
+            f"{key}: {field!r} holds no text of the picture. Name a field that does "
             "with --references, or `txt`."
         )
     return [str(text).strip() for text in texts]

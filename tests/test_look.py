@@ -141,6 +141,11 @@ def test_a_picture_with_two_texts_is_one_picture(
         ranks = json.loads(told("retrieve", finder.url, "--data", twins.url, "--json", *flags))
         assert (ranks["pictures"], ranks["texts"]) == (8, 16)
         assert ranks["image_to_text.median_rank"] >= 1
+    words = ["retrieve", finder.url, "--data", twins.url, "--json", "--references"]
+    for flags in ([], ["--rerank", "3"], ["--every-pair"]):
+        ranks = json.loads(told(*words, "captions", *flags))
+        assert (ranks["pictures"], ranks["texts"]) == (8, 24), "one is of both samples of a picture"
+    assert json.loads(told(*words, "txt", "--limit", "6"))["texts"] == 6
 
 
 def test_ranks(finder: RunDir) -> None:
