@@ -46,7 +46,8 @@ class Notes:
     """What a source left out on purpose; neither samples nor faults."""
 
     ignored: Counter[str] = field(default_factory=Counter[str])
-    """Files that are no pictures and belong to none, by suffix."""
+    """Files that are no pictures and belong to none, by suffix; annotations of a kind that no
+    record has."""
     columns: set[str] = field(default_factory=set[str])
     """Columns of bytes that no JSON record can hold."""
 

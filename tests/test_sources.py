@@ -453,7 +453,8 @@ def save_to_disk(folder: Path, first: int, count: int) -> Path:
 
 def expected(first: int, count: int) -> list[tuple[str, dict[str, Any]]]:
     return [
-        (f"t{n}", {"label": n % 2, "caps": [f"c{n}", "x"]}) for n in range(first, first + count)
+        (f"t{n}", {"label": n % 2, "label_name": ("cat", "dog")[n % 2], "caps": [f"c{n}", "x"]})
+        for n in range(first, first + count)
     ]
 
 
@@ -770,6 +771,12 @@ def test_coco_is_a_row_an_image(tmp_path: Path) -> None:
         ("coco.json:0", ("dog", {"id": 9, "width": 4, "captions": ["dog"], "objects": [dog]})),
         ("coco.json:1", ("one", {"id": 2, "captions": ["one", "two"]})),
     ]
+    points = [{"image_id": 2, "id": n, "keypoints": [1, 2, 2]} for n in (20, 21)]
+    path.write_text(json.dumps({**whole, "annotations": boxes + said + points}))
+    source = open_source(str(path), root=str(tmp_path / "train"))
+    for _ in range(2):  # as for two parts
+        assert len(all_told(source)) == 2
+        assert source.notes.ignored == {"annotation with neither bbox nor caption": 2}
     for wrong, complaint in (
         ("{", "is not JSON"),
         ('"a"', "is a str. It should be a list"),

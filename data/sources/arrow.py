@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .tables import Columns, item
 SUFFIXES = (".parquet", ".arrow", ".feather")
 _ROWS = 32
 """Rows in memory at once."""
+_LISTS = ("List", "LargeList", "Sequence")
 _NAME = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 _SPLIT = re.compile(
     r"(?:^|[-._ ])(train|test|val|valid|validation|dev|eval)(?=[-._ \d]|$)", re.IGNORECASE
@@ -59,14 +60,15 @@ class ArrowFiles:
             return
         names = first.schema.names
         require_distinct(names, path)
-        images = picture_columns(first.schema)
-        columns = self.columns.named(names, source=str(path), images=images)
+        kinds, images = features(first.schema), picture_columns(first.schema)
+        labels = [_name(name) for name, kind in kinds.items() if _classes(kind)]
+        columns = self.columns.named([*names, *labels], source=str(path), images=images)
         dropped = {field.name for field in first.schema if _binary(field.type)} - {columns.image}
         self.notes.columns |= dropped
         wanted = [name for name in names if name not in dropped]
         rows = (_told(batch.select(wanted), path) for batch in itertools.chain([first], batches))
         for number, row in enumerate(itertools.chain.from_iterable(rows)):
-            yield number, row, columns
+            yield number, named(row, kinds), columns
 
 
 def is_dataset(folder: Path) -> bool:
@@ -111,15 +113,67 @@ def require_none(place: Path, split: str | None) -> None:
 
 def picture_columns(schema: Any) -> list[str]:
     """Columns that hold pictures: so called by Hugging Face, or a struct of bytes and path."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    named = features.get("info", {}).get("features", {})
-    kinds = {name: each.get("_type") for name, each in named.items() if isinstance(each, dict)}
+    found = features(schema)
+    kinds = {name: each.get("_type") for name, each in found.items() if isinstance(each, dict)}
     return [
         field.name
         for field in schema
         if kinds.get(field.name) == "Image"
         or (field.name not in kinds and _fields(field.type) == {"bytes", "path"})
     ]
+
+
+def features(schema: Any) -> dict[str, Any]:
+    """What Hugging Face says of each column."""
+    found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return found.get("info", {}).get("features", {})
+
+
+def named(row: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the names of its class labels beside their numbers: `label_name` after `label`.
+
+    Args:
+        row: its cells; those that hold records, or lists of them, are treated alike.
+        kinds: `features` of its columns.
+    """
+    found = dict[str, Any]()
+    for column, value in row.items():
+        kind = _inner(kinds.get(column))
+        if isinstance(kind, dict) and "_type" not in kind:  # of a record
+            value = _each(
+                value, lambda one, of=kind: named(one, of) if isinstance(one, dict) else one
+            )
+        found[column] = value
+        if (classes := _classes(kind)) and _name(column) not in row and value is not None:
+            found[_name(column)] = _each(value, lambda one, of=classes: _class(one, of))
+    return found
+
+
+def _name(column: str) -> str:
+    return f"{column}_name"
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    return [_each(one, change) for one in value] if isinstance(value, list) else change(value)
+
+
+def _class(number: Any, classes: Sequence[str]) -> str | None:
+    known = isinstance(number, int) and 0 <= number < len(classes)
+    return classes[number] if known else None  # -1 is no class
+
+
+def _classes(kind: Any) -> list[str]:
+    """The names of a column of class labels, or of lists of them."""
+    kind = _inner(kind)
+    label = isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+    return kind.get("names") or [] if label else []
+
+
+def _inner(kind: Any) -> Any:
+    """What a list is a list of."""
+    while isinstance(kind, list) or (isinstance(kind, dict) and kind.get("_type") in _LISTS):
+        kind = (kind or [None])[0] if isinstance(kind, list) else kind.get("feature")
+    return kind
 
 
 def _batches(path: Path) -> Iterator[Any]:

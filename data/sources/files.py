@@ -85,7 +85,7 @@ class Folder:
                 yield f"{table.name}:{number}", row, columns
             self.notes.columns |= arrow.notes.columns
             return
-        columns, found = opened(table, self.columns)
+        columns, found = opened(table, self.columns, self.notes)
         for place, row in found:
             yield place, row, columns
 

@@ -184,7 +184,8 @@ class Table:
 
     def __iter__(self) -> Iterator[Item]:
         """Yields the rows in the order they lie in the file."""
-        columns, found = opened(self.path, self.columns)
+        self.notes.ignored.clear()
+        columns, found = opened(self.path, self.columns, self.notes)
         for name, row in found:
             if isinstance(row, str):
                 yield bad_row(name, "unreadable row", row)
@@ -192,31 +193,36 @@ class Table:
                 yield item(row, columns, name=name, root=self.root)
 
 
-def opened(path: Path, columns: Columns) -> tuple[Columns, Iterable[tuple[str, Row | str]]]:
-    """Which columns of a table are what, and its `rows`.
+def opened(
+    path: Path, columns: Columns, notes: Notes
+) -> tuple[Columns, Iterable[tuple[str, Row | str]]]:
+    """Which columns of a table are what, and its `rows`; what these leave out is in the notes.
 
     Raises:
         DataError: as `rows` and `Columns.named`.
     """
-    suffix, found = path.suffix.lower(), rows(path)
+    suffix, found = path.suffix.lower(), rows(path, notes)
     if suffix in (".csv", ".tsv"):  # their header names all columns, so one good row is enough
         found = itertools.islice((each for each in found if not isinstance(each[1], str)), 1)
     elif suffix == ".json":  # which is in memory anyway
         found = list(found)
         return columns.of_rows(found, source=str(path)), found
-    return columns.of_rows(found, source=str(path)), rows(path)
+    return columns.of_rows(found, source=str(path)), rows(path, notes)
 
 
-def rows(path: Path) -> Iterator[tuple[str, Row | str]]:
+def rows(path: Path, notes: Notes) -> Iterator[tuple[str, Row | str]]:
     """Yields (name, row) of a table; what is wrong with it stands in place of a bad row.
 
     Raises:
         DataError: no such file, or no table at all.
     """
     suffix = path.suffix.lower()
-    kinds = {".json": json_table.rows, ".csv": csv_table.rows, ".tsv": csv_table.rows}
+    kinds = {".csv": csv_table.rows, ".tsv": csv_table.rows}
     try:
-        yield from kinds.get(suffix, _json_lines)(path)
+        if suffix == ".json":
+            yield from json_table.rows(path, notes.ignored)
+        else:
+            yield from kinds.get(suffix, _json_lines)(path)
     except OSError as err:
         raise DataError(f"{path} cannot be read: {err.strerror}. Check the path.") from err
 
