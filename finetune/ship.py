@@ -44,7 +44,8 @@ def ship(found: Finished, to: str, out: Path, *, rows: int = 64) -> dict[str, An
 def _target(found: Finished, to: str) -> tuple[Target, Run, Task]:
     """The target, and the run and task as it takes them: merged, unless it is for adapters.
 
-    `merged` is the first of the targets for whole models that takes the model.
+    `merged` is the first of the targets for whole models that takes the model, ONNX last: nothing
+    trains or samples from it alone.
     """
     if to != "merged":
         target = find_target(to, export, found.run)
@@ -53,7 +54,7 @@ def _target(found: Finished, to: str) -> tuple[Target, Run, Task]:
         return target, *merged(found.run, found.task, found.text)
     run, task = merged(found.run, found.task, found.text)
     said: list[str] = []
-    for target in targets(export):
+    for target in sorted(targets(export), key=lambda target: target.NAME == "onnx"):
         if getattr(target, "ADAPTERS", False):
             continue
         try:

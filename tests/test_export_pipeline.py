@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from diptych.config import plain
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import ExportError
-from diptych.finetune import pipeline
+from diptych.finetune import pipeline, ship
 from diptych.finetune.clean_pipeline import main as check
 from diptych.finetune.export import denoiser_onnx, pipe, single_file
 from diptych.finetune.parts import KINDS
@@ -219,6 +220,13 @@ def test_onnx_says_what_the_network_says(tmp_path: Path, text: Text, rows: Rows)
     assert [f.name for f in (tmp_path / "out").glob("*.onnx*")] == ["model.onnx"]
     alone = denoiser_onnx.Bare(*made(text, text="clip"))
     assert alone.names == ["sample", "timestep", "encoder_hidden_states"]
+
+
+def test_merged_prefers_a_pipeline_to_onnx(text: Text) -> None:
+    run, task = made(text)
+    found: Any = SimpleNamespace(run=run, task=task, text=text)
+    target, _, _ = ship._target(found, "merged")
+    assert target.NAME == "diffusers"
 
 
 def test_onnx_of_a_transformer_says_what_its_model_says_of_texts(
