@@ -110,11 +110,41 @@ def _setting(config: Mapping[str, Any], module: str, what: str) -> float | None:
     return None if value is None else float(value)
 
 
+def spoilt(seen: Read, kind: str) -> Iterator[str]:
+    """Ranks and alphas of the settings that no loader can compute with; no rule holds then."""
+    told: dict[str, Mapping[str, Any]] = {}
+    if kind == "peft" and not peft_settings.other_method(seen.config):
+        told["adapter_config.json"] = seen.config
+    if kind == "diffusers":
+        key = "lora_adapter_metadata"
+        sides: dict[str, dict[str, Any]] = {}
+        for name, value in json.loads(seen.metadata.get(key, "{}")).items():
+            side, _, setting = name.rpartition(".")
+            sides.setdefault(side, {})[setting] = value
+        told |= {f"{key} {side}".rstrip(): config for side, config in sides.items()}
+    for name, config in told.items():
+        yield from (f"{name}: {said}." for said in peft_settings.spoilt(config))
+
+
+def _told(seen: Read, found: Mapping[str, factors.Parts]) -> Iterator[str]:
+    """What an adapter_config.json leaves out, or says of other tensors than those beside it."""
+    yield from (f"adapter_config.json {said}." for said in peft_settings.absent(seen.config))
+    method = seen.config.get("peft_type")
+    odd = [n for n, parts in found.items() if peft_settings.of_another_method(seen.config, parts)]
+    if odd:
+        yield (
+            f"{odd[0]} is made of {sorted(found[odd[0]])[0]} ({len(odd)} such), and its config's "
+            f"peft_type is {method!r}, which makes no such tensors: peft takes none of them."
+        )
+
+
 def rules(seen: Read, kind: str) -> Iterator[str]:
     """What the loaders of a layout want, and the file has not."""
+    found = modules(seen)
+    if kind == "peft" and seen.config:
+        yield from _told(seen, found)
     if kind in ("model", "embedding") or peft_settings.other_method(seen.config):
         return
-    found = modules(seen)
     beside = peft_settings.saved_beside
     odd = [name for name in seen.shapes if not (_part(name) or beside(seen.config, name))]
     if odd:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import ExportError
 from . import part_folder
 from .adapter_file import ACCOUNT
-from .layouts import Read, against_base, alphas, layout, remarks, rules
+from .layouts import Read, against_base, alphas, layout, remarks, rules, spoilt
 from .prove import is_pickle
 
 _OWN = ("proof.json", "README.md")
@@ -123,6 +123,9 @@ def _file(found: Verdict, file: Path, base: Mapping[str, Mapping[str, Any]] | No
     seen = read(file)
     kind = layout(seen)
     found.layout, found.tensors = kind, found.tensors + len(seen.shapes)
+    if odd := list(spoilt(seen, kind)):
+        found.wrong += odd
+        return
     if ACCOUNT in seen.metadata:
         found.wrong += _account(seen, json.loads(seen.metadata[ACCOUNT]), base)
     found.wrong += rules(seen, kind)

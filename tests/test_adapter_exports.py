@@ -324,11 +324,11 @@ FOREIGN: dict[str, tuple[list[str], dict[str, str], dict[str, Any]]] = {
     "modules_to_save": (
         [f"base_model.model.{CLIP}.lora_{p}.weight" for p in "AB"]
         + ["base_model.model.text_model.final_layer_norm.weight"],
-        {}, {"r": 4, "lora_alpha": 8, "modules_to_save": ["final_layer_norm"]},
+        {}, {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "modules_to_save": ["final_layer_norm"]},
     ),
     "embedding of peft": (
         [f"base_model.model.{TABLE}.lora_embedding_{p}" for p in "AB"],
-        {}, {"r": 4, "lora_alpha": 8},
+        {}, {"peft_type": "LORA", "r": 4, "lora_alpha": 8},
     ),
     "tucker": (
         [f"{KOHYA}.lora_{p}.weight" for p in ("down", "up", "mid")] + [f"{KOHYA}.alpha"], {}, {},

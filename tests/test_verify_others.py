@@ -142,6 +142,41 @@ def test_what_peft_wrote_and_was_spoilt_is_said(case: str, tmp_path: Path) -> No
     assert said in " ".join(verify(tmp_path, base()).wrong)
 
 
+SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another method": ("lora", {"peft_type": "LOHA"}, "peft_type is 'LOHA', which makes no such"),
+    "LoRA of LoKr": ("lokr", {"peft_type": "LORA"}, "peft_type is 'LORA', which makes no such"),
+    "no factors": ("lora", {"peft_type": "IA3"}, "peft_type is 'IA3', which makes no such"),
+    "unheard of": ("lora", {"peft_type": "LORAX"}, "peft_type is 'LORAX', which makes no such"),
+    "no method": ("lora", {"peft_type": None}, "adapter_config.json has no peft_type"),
+    "no rank": ("lora", {"r": None}, "adapter_config.json has no r: peft takes 8"),
+    "no alpha": ("loha", {"alpha": None}, "adapter_config.json has no alpha: peft takes 8"),
+    "alpha in words": ("lora", {"lora_alpha": "16"}, "lora_alpha is '16', which is no number"),
+    "half a rank": ("lora", {"r": 2.5}, "r is 2.5, which is no whole number above 0"),
+    "rank 0": ("lokr", {"r": 0}, "r is 0, which is no whole number above 0"),
+    "alphas": ("lora", {"alpha_pattern": {"to_q": "x"}}, "alpha_pattern of 'to_q' is 'x', which"),
+    "ranks": ("lora", {"rank_pattern": ["to_q"]}, "rank_pattern is ['to_q'], which is no table"),
+    "a pattern": ("lora", {"rank_pattern": {"(": 4}}, "rank_pattern of '(' is no regular"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_contradict_the_tensors_are_said(case: str, tmp_path: Path) -> None:
+    kind, change, said = SETTINGS[case]
+    file = written(kind, tmp_path) / "adapter_config.json"
+    values = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({n: v for n, v in values.items() if v is not None}))
+    assert said in " ".join(verify(tmp_path).wrong)
+
+
+def test_alphas_of_diffusers_that_are_no_numbers_are_said(tmp_path: Path) -> None:
+    state = {f"unet.to_q.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    told = {"unet.r": 2, "unet.lora_alpha": "16"}
+    file = tmp_path / "theirs.safetensors"
+    save_file(state, file, metadata={"lora_adapter_metadata": json.dumps(told)})
+    (wrong,) = verify(file).wrong
+    assert wrong == "lora_adapter_metadata unet: lora_alpha is '16', which is no number."
+
+
 def test_a_matrix_beside_a_norm_and_damaged_metadata_are_said(tmp_path: Path) -> None:
     file, head = tmp_path / "theirs.safetensors", "lora_unet_layers_0_norm"
     state = {f"{head}.lora_down.weight": torch.ones(2, 8), f"{head}.alpha": torch.tensor(2.0)}
