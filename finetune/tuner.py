@@ -70,10 +70,16 @@ def found_modules(record: Tuner, site: Site) -> list[str]:
     """Names of the modules that a record means.
 
     Raises:
-        RecipeError: a pattern matches none, or is no regular expression.
+        RecipeError: a pattern matches none or is no regular expression, or another adapter stands
+            beside a module already.
     """
-    named = {n: m for n, m in site.model.named_modules() if site.inside(n)}
-    fit = [name for name, module in named.items() if isinstance(module, record.adapts)]
+    taken = {n: layer for n, layer in layers(site.model).items() if site.inside(n)}
+    within = tuple(f"{name}." for name in taken)
+    named = {
+        **{n: m for n, m in site.model.named_modules() if not n.startswith(within)},
+        **{name: layer.get_base_layer() for name, layer in taken.items()},
+    }
+    fit = [n for n, m in named.items() if site.inside(n) and isinstance(m, record.adapts)]
     for pattern in (*record.targets, *record.ranks, *record.alphas):
         try:
             if not any(re.fullmatch(pattern, name) for name in fit):
@@ -84,7 +90,14 @@ def found_modules(record: Tuner, site: Site) -> list[str]:
                 )
         except re.error as err:
             raise RecipeError(f"adapter {record.kind!r}: {pattern!r}: {err}.") from err
-    return [n for n in fit if any(re.fullmatch(pattern, n) for pattern in record.targets)]
+    found = [n for n in fit if any(re.fullmatch(pattern, n) for pattern in record.targets)]
+    if twice := [name for name in found if name in taken]:
+        raise RecipeError(
+            f"adapter {site.name!r} and {names(taken[twice[0]])[0]!r} before it both want module "
+            f"{twice[0]!r} ({len(twice)} such). Give them other parts (`on`) or other `targets`, "
+            "or train them in two runs."
+        )
+    return found
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
