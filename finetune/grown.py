@@ -3,6 +3,8 @@
 B rows, L tokens, V words of the base, N new words, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +32,14 @@ class GrownWords(nn.Module):
         """One embedding of all words."""
         weight_VD = torch.cat([self.weight.detach(), self.rows.detach()])
         return nn.Embedding.from_pretrained(weight_VD.clone(), freeze=False)
+
+
+def words_of(model: Any) -> Any:
+    """The word embedding of a denoiser that has a text encoder; None of other models."""
+    context: Any = getattr(model, "context", None)
+    if hasattr(context, "clip"):
+        return context.clip.get_input_embeddings()
+    return None if context is None else getattr(model, "words", None)
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -18,7 +18,7 @@ from diptych.finetune.merge import compose, merge, merged, plain_weights
 from diptych.finetune.parts import KINDS
 from diptych.finetune.sides import Side, sides
 from diptych.finetune.start import fresh_task, trained_task
-from diptych.finetune.tuner import Tuner
+from diptych.finetune.tuner import Tuner, layers
 from diptych.pretrain.adapter import Site, adapt
 from diptych.pretrain.checkpoint import open_checkpoint
 from diptych.pretrain.run import Run, parse_run
@@ -289,6 +289,15 @@ def test_adapters_need_a_base_and_room(text: Text) -> None:
         make(recipe("dit", {"kind": "bias"}, {"kind": "full"}), text)
     with pytest.raises(DataError, match="'picture' is in the vocabulary already"):
         text.grown(["picture"])
+    some = {"kind": "lora", "targets": [r".*attn\d\.to_q"]}  # all of which the other wants too
+    for other in ({"kind": "dora"}, some):
+        with pytest.raises(RecipeError, match=r"1' and 'lora0' before it both want.*to_q' \(8 s"):
+            make(recipe("unet", some, other), text)
+    elsewhere = {**some, "targets": [r".*attn\d\.to_k"]}
+    assert len(layers(make(recipe("unet", some, elsewhere), text).model)) == 16
+    words = {"kind": "lora", "targets": ["words"]}
+    with pytest.raises(RecipeError, match="stands beside the word embedding already"):
+        make(recipe("unet", words, {"kind": "tokens", "words": {"<a>": "a"}}), text.grown(["<a>"]))
     with pytest.raises(RecipeError, match="teaches a denoiser"):
         make(recipe("vlp", {"kind": "tokens", "words": {"<toy>": "a"}}), text.grown(["<toy>"]))
 

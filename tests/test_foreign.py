@@ -17,13 +17,21 @@ from diptych.data import tokens
 from diptych.data.batch import Batch
 from diptych.data.tokens import Text
 from diptych.errors import CheckpointError, RecipeError, RunError
+from diptych.finetune.adapters import Tokens
 from diptych.finetune.bring import bring
-from diptych.finetune.export import pipe, single_file
+from diptych.finetune.dreambooth.recipe import Wishes
+from diptych.finetune.dreambooth.story import ready
+from diptych.finetune.export import embedding, pipe, single_file
+from diptych.finetune.features import open_features
 from diptych.finetune.foreign_recipe import objective_values
+from diptych.finetune.merge import merged, plain_weights
+from diptych.finetune.pipeline import drawn
 from diptych.finetune.recipes import find
 from diptych.finetune.sample import painter
 from diptych.finetune.start import fresh_task
+from diptych.finetune.verify import verify
 from diptych.pretrain import stored
+from diptych.pretrain.adapter import adapt
 from diptych.pretrain.diffusion.sampling import Sampling
 from diptych.pretrain.run import Run
 from diptych.pretrain.rundir import RunDir
@@ -309,6 +317,53 @@ def test_shards_of_a_variant_are_found(index: str, tmp_path: Path) -> None:
     assert stored.files(str(tmp_path)) == [f"{tmp_path}/{shard}" for shard in shards]
 
 
+WORDS = "adapters: [{kind: tokens, words: {<toy>: picture number, <it>: a}}]"
+
+
+def test_new_words_for_clip_are_trained_alone_and_draw_the_same_in_diffusers(
+    folder: Path, tmp_path: Path, text: Text, rows: Rows
+) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
+
+    run = recipe(tmp_path / "mine.yaml", folder, WORDS)
+    larger = text.grown(run.new_words)
+    task = fresh_task(run, larger)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    (vectors,) = [name for name in before if name.endswith(".rows")]
+    table = vectors.replace(".rows", ".weight")
+    like = torch.tensor([text.tokenizer.token_to_id(word) for word in ("picture", "number")])
+    assert torch.equal(before[vectors][0], before[table][like].mean(0))
+    ids, real = larger.encode(["a <toy> with <it>", "a picture", "<toy>", "number 1"])
+    trained = [param for param in task.parameters() if param.requires_grad]
+    task(replace(rows(4), tokens_BL=ids, real_BL=real)).total.backward()
+    torch.optim.AdamW(trained, lr=0.5).step()
+    after = task.state_dict()
+    assert {n for n, v in after.items() if not torch.equal(v, before[n])} == {vectors}
+    plain_table = plain_weights(task)[table]
+    assert torch.equal(plain_table[: text.size], before[table])
+    assert torch.equal(plain_table[text.size :], after[vectors])
+
+    embedding.require(run)
+    embedding.write(tmp_path / "words", run, task, larger, {})
+    proof = embedding.prove(tmp_path / "words", run, task, larger, rows(2))
+    assert proof["max_difference"] == {"<it>": 0.0, "<toy>": 0.0}
+    assert verify(tmp_path / "words").wrong == []
+    theirs: Any = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    for file, word in (("toy", "<toy>"), ("it", "<it>")):
+        theirs.load_textual_inversion(f"{tmp_path}/words/{file}.safetensors", token=word)
+    noise, prompts = torch.randn(2, 4, 8, 8), ["a <toy> number", "<it> with <toy>"]
+    theirs.set_progress_bar_config(disable=True)
+    shown = theirs(
+        prompts, latents=noise, num_inference_steps=4, guidance_scale=3.0, output_type="latent"
+    ).images
+    ours = drawn(run, task, larger, prompts, noise, torch.arange(2))
+    torch.testing.assert_close(ours, shown, atol=1e-4, rtol=1e-4)
+    proof = written(pipe, tmp_path / "whole", larger, *merged(run, task, larger))
+    assert proof["loader"] == "diffusers.StableDiffusionPipeline"
+
+
 def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a pickle"):
         recipe(tmp_path / "mine.yaml", tmp_path / "model.ckpt", "model: {kind: unet}\n")
@@ -354,6 +409,11 @@ def test_a_folder_with_clip_keeps_it_frozen_and_learns(
     batch = replace_texts(rows(2))
     task(batch).total.backward()
     assert all(param.grad is not None for param in task.parameters())
+    with pytest.raises(RecipeError, match=r"frozen encoders .* learn no words"):
+        adapt(task, [Tokens(words={"<toy>": "a"})], found.text.grown(["<toy>"]))
+    wishes = Wishes(class_word="dog", adapter={"kind": "tokens", "words": {"<toy>": "a"}})
+    with pytest.raises(RecipeError, match="Use --adapter lora"):  # before anything is drawn
+        ready(found, "nowhere", place, wishes, open_features(None, found), how=Sampling())
 
 
 def replace_texts(batch: Batch) -> Batch:

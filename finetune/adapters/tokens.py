@@ -12,7 +12,7 @@ from torch import nn
 
 from ...errors import RecipeError
 from ...pretrain.adapter import Adapter, Site
-from ..grown import GrownWords, replace_module
+from ..grown import GrownWords, replace_module, words_of
 
 
 class Tokens(Adapter):
@@ -27,16 +27,22 @@ class Tokens(Adapter):
         return tuple(self.words)
 
     def put(self, site: Site) -> Iterable[nn.Parameter]:
-        if not (hasattr(site.model, "context") and hasattr(site.model, "words")):
+        old: nn.Module | None = words_of(site.model)
+        if old is None:
             raise RecipeError(
-                "adapter 'tokens' teaches a denoiser with a text encoder of its own new words; "
-                "the model is none."
+                "adapter 'tokens' teaches a denoiser with a text encoder of its own (model.text: "
+                "blocks or clip) new words; the model has none, and frozen encoders (model.texts) "
+                "learn no words. Use adapter 'lora' there."
             )
         if site.text is None:
             raise RecipeError("adapter 'tokens' needs the run's tokenizer.")
-        old: nn.Embedding = site.model.words
         if isinstance(old, GrownWords):
             raise RecipeError("two adapters 'tokens': name all new words in one.")
+        if not isinstance(old, nn.Embedding):
+            raise RecipeError(
+                "adapter 'tokens': another adapter stands beside the word embedding already. Take "
+                "that out of the other's `targets`."
+            )
         rows: list[torch.Tensor] = []
         for word, like in self.words.items():
             found = site.text.tokenizer.encode(like, add_special_tokens=False)

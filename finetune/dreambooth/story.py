@@ -7,10 +7,12 @@ from ...config import plain, to_yaml
 from ...data import storage
 from ...data.index import Manifest
 from ...data.tokens import Text
+from ...errors import RecipeError
 from ...pretrain.diffusion.sampling import Sampling
 from ...pretrain.encoder import Opened
 from ...pretrain.run import Run
 from ...pretrain.rundir import RunDir
+from ..grown import words_of
 from ..page import Page, render
 from ..sample import Painter
 from . import photos, prior
@@ -69,7 +71,15 @@ def ready(
         cache: a folder for class pictures, which runs of one base share; beside the run by default.
         settings: of the recipe, `path=value`.
         told: told what is being done.
+
+    Raises:
+        RecipeError: a new word is asked of a base whose text encoders are frozen.
     """
+    if wishes.adapter.get("kind") == "tokens" and words_of(base.task.model) is None:
+        raise RecipeError(
+            f"{base.place.name} reads its texts with frozen encoders (model.texts), which learn no "
+            "words. Use --adapter lora."
+        )
     told(f"packing {source}")
     mine = photos.packed(
         source, place.at("photos"), wishes.subject_prompt, only=only, masks=wishes.masks

@@ -15,7 +15,7 @@ from ...pretrain.run import Run
 from ...pretrain.task import Task
 from .. import adapter_file as form
 from ..clean_process import repeat
-from ..grown import GrownWords
+from ..grown import GrownWords, words_of
 from ..target import new_folder
 
 NAME = "embedding"
@@ -41,7 +41,7 @@ def write(out: Path, run: Run, task: Task, text: Text, facts: dict[str, Any]) ->
         ExportError: the folder is in use.
     """
     new_folder(out)
-    words: Any = task.model.words
+    words: Any = words_of(task.model)
     assert isinstance(words, GrownWords)  # `require` refuses others
     told = {**form.account(NAME, run, task, []), "loader": "diffusers.load_textual_inversion"}
     calls: list[str] = []
