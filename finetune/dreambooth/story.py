@@ -75,11 +75,7 @@ def ready(
     Raises:
         RecipeError: a new word is asked of a base whose text encoders are frozen.
     """
-    if wishes.adapter.get("kind") == "tokens" and words_of(base.task.model) is None:
-        raise RecipeError(
-            f"{base.place.name} reads its texts with frozen encoders (model.texts), which learn no "
-            "words. Use --adapter lora."
-        )
+    _require_learner(base, wishes)
     told(f"packing {source}")
     mine = photos.packed(
         source, place.at("photos"), wishes.subject_prompt, only=only, masks=wishes.masks
@@ -104,6 +100,14 @@ def ready(
         count,
     )
     return Ready(run, watch, wishes, mine, theirs, how)
+
+
+def _require_learner(base: Painter, wishes: Wishes) -> None:
+    if wishes.adapter.get("kind") == "tokens" and words_of(base.task.model) is None:
+        raise RecipeError(
+            f"{base.place.name} reads its texts with frozen encoders (model.texts), which learn no "
+            "words. Use --adapter lora."
+        )
 
 
 def _of_class(
