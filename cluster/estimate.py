@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..data import storage
 from ..data.batch import Batch
 from ..data.cache import read_note
 from ..data.loader import Loader
@@ -60,7 +61,7 @@ def need(run: Run, shape: Shape, chart: Plan, text: Text) -> Need:
     parts, host = memory(task, run, shape)
     cached = _images_cached(run)
     for name, count in beside(run).items():
-        if cached and name == "eye":  # which is never opened then
+        if isinstance(count, str) or (cached and name == "eye"):  # which is never opened then
             continue
         # Of latents in a cache, the first stage is only asked for their scale, where it was loaded.
         aside = cached and name == "first_stage" and shape.gpus_per_worker
@@ -126,15 +127,27 @@ def frozen(task: Task) -> dict[str, int]:
     return found
 
 
-def beside(run: Run) -> dict[str, int]:
+def beside(run: Run) -> dict[str, int | str]:
     """Numbers in the frozen weights beside the task, by part: whole on every worker, whatever the
-    ZeRO stage, and in no checkpoint. Only headers are read.
+    ZeRO stage, and in no checkpoint. Only headers are read; a part that is not there yet, which
+    `train` would refuse, is said to be uncounted.
 
     Raises:
-        RecipeError: there are no safetensors weights.
+        RecipeError: there are no safetensors weights, or damaged ones.
         StorageError: they cannot be read.
     """
-    return {name: part.elements() for name, part in run.frozen.items() if part.places}
+    found: dict[str, int | str] = {}
+    for name, part in run.frozen.items():
+        absent = [url for url in part.places.values() if not _there(url)]
+        if absent:
+            found[name] = f"not counted: {absent[0]} is not there"
+        elif part.places:
+            found[name] = part.elements()
+    return found
+
+
+def _there(url: str) -> bool:
+    return bool(storage.exists(url) or storage.children(url))
 
 
 def _images_cached(run: Run) -> bool:

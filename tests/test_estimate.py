@@ -209,6 +209,11 @@ def test_frozen_parts_beside_the_task_are_counted_by_their_headers(
     (tmp_path / "d.safetensors").write_bytes(b"none of these")
     with pytest.raises(RecipeError, match=r"d\.safetensors is damaged"):
         preflight.plan(run, PAIR)
+    (tmp_path / "d.safetensors").unlink()
+    facts, wrong = preflight.plan(run, PAIR)
+    said = f"not counted: file://{tmp_path}/d.safetensors is not there"
+    assert (facts["frozen: first_stage, whole on every worker"], wrong) == (said, None)
+    assert "  of which frozen: first_stage" not in facts
 
 
 @pytest.mark.parametrize(("steps", "every", "want"), [(50, 200, 1), (1000, 300, 4), (600, 300, 2)])
