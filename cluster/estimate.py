@@ -41,6 +41,8 @@ class Need:
     fixed: int
     per_row: int
     """Of activations: `fixed + per_row * rows` of a forward pass."""
+    beside: dict[str, int | str]
+    """Numbers in the frozen weights beside the task: see `beside`."""
 
     def total(self, rows: int) -> int:
         """Bytes with a forward pass of so many rows."""
@@ -59,8 +61,8 @@ def need(run: Run, shape: Shape, chart: Plan, text: Text) -> Need:
     """
     task = bare(run, text)
     parts, host = memory(task, run, shape)
-    cached = _images_cached(run)
-    for name, count in beside(run).items():
+    cached, frozen_beside = _images_cached(run), beside(run)
+    for name, count in frozen_beside.items():
         if isinstance(count, str) or (cached and name == "eye"):  # which is never opened then
             continue
         # Of latents in a cache, the first stage is only asked for their scale, where it was loaded.
@@ -69,7 +71,8 @@ def need(run: Run, shape: Shape, chart: Plan, text: Text) -> Need:
     low, high = (_activations(run, shape, chart, text, rows) for rows in _two_sizes(run))
     few, many = _two_sizes(run)
     per_row = max(0, high - low) // (many - few)
-    return Need(parts, host, fixed=max(0, low - few * per_row), per_row=per_row)
+    fixed = max(0, low - few * per_row)
+    return Need(parts, host, fixed=fixed, per_row=per_row, beside=frozen_beside)
 
 
 def bare(run: Run, text: Text) -> Task:

@@ -36,7 +36,6 @@ def plan(
     chart = open_plan(run)
     text = tokens.load(run.data.tokenizer, run.model.tokens).grown(run.new_words)
     task = estimate.bare(run, text)
-    beside = estimate.beside(run)
     needed = estimate.need(run, shape, chart, text)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     checkpoint = trained * (16 if run.ema else 12)
@@ -46,7 +45,7 @@ def plan(
         "parameters": sum(p.numel() for p in task.parameters()),
         **({"trained parameters": trained} if run.adapters else {}),
         **{f"frozen: {name}": count for name, count in estimate.frozen(task).items()},
-        **{f"frozen: {name}, whole on every worker": n for name, n in beside.items()},
+        **{f"frozen: {name}, whole on every worker": n for name, n in needed.beside.items()},
         "data digest": chart.data,
         "plan digest": chart.digest,
         **_data(chart),

@@ -127,7 +127,8 @@ class Tracker:
         """Says in the run's folder what it is doing, and where."""
         with self._lock:
             self._state, self._note = state, note
-            self._put_status()
+            if not self._given_up():
+                self._put_status()
 
     def _given_up(self) -> bool:
         """Whether another driver has begun since: then the run's folder is its, and this one ends.
@@ -140,8 +141,6 @@ class Tracker:
         return False
 
     def _put_status(self) -> None:
-        if self._given_up():
-            return
         self.place.put(
             "status.json",
             {
@@ -165,6 +164,8 @@ class Tracker:
                 if time.monotonic() - beat < _BEAT_S:
                     continue
                 beat = time.monotonic()
+                if self._given_up():
+                    continue
                 with self._lock:
                     if self._state == "running":
                         self._put_status()
@@ -174,8 +175,6 @@ class Tracker:
 
     def _store_logs(self) -> None:
         """Puts the logs that have grown into the run's folder."""
-        if self._given_up():
-            return
         with self._lock:
             for rank, lines in list(self.logs.items()):
                 text = "\n".join([*list(lines), ""])

@@ -101,10 +101,7 @@ class Foreign:
 
     def _from_folder(self, part: Part, wanted: State) -> dict[str, Tensor]:
         home = self._home(part)
-        there: dict[str, Tensor] = {}
-        for url in stored.files(home):
-            there |= stored.tensors(url)
-        there = {_bare(part, name): value for name, value in there.items()}
+        there = {_bare(part, name): value for name, value in stored.state(home).items()}
         names = {_bare(part, name): name for name in wanted}
         for bare, name in names.items():
             if bare in there and there[bare].shape != wanted[name].shape:

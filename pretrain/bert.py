@@ -69,10 +69,9 @@ def folder_state(folder: str) -> dict[str, Tensor]:
         CheckpointError: there are no safetensors weights, or they are damaged.
     """
     found: dict[str, Tensor] = {}
-    for url in stored.files(folder):
-        for name, value in stored.tensors(url).items():
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # as BERT's own file has it
-            found[name.replace("LayerNorm.beta", "LayerNorm.bias")] = value.float()
+    for name, value in stored.state(folder).items():
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # as BERT's own file has it
+        found[name.replace("LayerNorm.beta", "LayerNorm.bias")] = value.float()
     return found
 
 

@@ -5,13 +5,13 @@ B rows, C channels, H x W pixels, L tokens, D width, N regions.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Kinds, override, parse, unknown
+from ..config import Kinds, kinds, override, parse, pick, unknown
 from ..data.cache import Dtype, Side, Spec
 from ..errors import RecipeError
 from .frozen import Frozen
@@ -119,6 +119,13 @@ def find_encoder(text: str, settings: list[str], kinds: Kinds) -> Encoder:
         raise unknown(kind, list(kinds), "encoder")
     values = override({"weights": weights} if weights else {}, settings)
     return cast(Encoder, parse(kinds[kind], values, source=f"encoder {kind!r}"))
+
+
+def picked(value: Any) -> Any:
+    """An encoder from a recipe's plain value, for fields that take any of them."""
+    from . import encoders  # which import this file
+
+    return pick(value, kinds(encoders), "encoder")
 
 
 def _numpy(row: Tensor) -> np.ndarray:

@@ -11,9 +11,8 @@ from pydantic import BeforeValidator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..config import kinds, pick
 from ..errors import RecipeError
-from .encoder import Encoder, Opened
+from .encoder import Encoder, Opened, picked
 
 REGIONS, BOXES = "regions", "boxes"
 """What such an encoder calls its rows, in a cache and live."""
@@ -54,11 +53,9 @@ def _table(rows: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def _pick(value: Any) -> Any:
-    from . import encoders  # which import what this file does
-
     if value is None:
         return None
-    found = pick(value, kinds(encoders), "encoder")
+    found = picked(value)
     if found.reads != ("image",):
         raise ValueError(f"encoder {found.kind!r} reads {', '.join(found.reads)}, not the image")
     return found

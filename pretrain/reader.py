@@ -4,16 +4,16 @@ B rows, L tokens, D width of an encoder's states.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
-from ..config import Record, kinds, pick
+from ..config import Record
 from ..data.join import stacked
 from ..errors import RecipeError
-from .encoder import Encoder, Opened
+from .encoder import Encoder, Opened, picked
 
 
 class States(NamedTuple):
@@ -42,16 +42,10 @@ class States(NamedTuple):
         )
 
 
-def _pick(value: Any) -> Any:
-    from . import encoders  # which import what this file does
-
-    return pick(value, kinds(encoders), "encoder")
-
-
 class FrozenText(Record):
     """A text encoder whose weights stay as they are."""
 
-    encoder: Annotated[Encoder, BeforeValidator(_pick)]
+    encoder: Annotated[Encoder, BeforeValidator(picked)]
     """Such as {kind: text, weights: ./text_encoder}."""
     width: int = Field(ge=1)
     """Of its states."""

@@ -58,6 +58,18 @@ def files(home: str) -> list[str]:
     return [storage.join(home, found[0])]
 
 
+def state(url: str) -> dict[str, Tensor]:
+    """All tensors of a folder's weights, or of one .safetensors file.
+
+    Raises:
+        CheckpointError: as `files` and `tensors`.
+    """
+    found: dict[str, Tensor] = {}
+    for file in [url] if url.endswith(".safetensors") else files(url):
+        found |= tensors(file)
+    return found
+
+
 def tensors(url: str) -> dict[str, Tensor]:
     """The tensors of one safetensors file.
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from diptych.data import storage
 from diptych.errors import StorageError
@@ -197,8 +198,7 @@ def test_an_object_that_may_not_be_deleted_is_named(
     storage.write(url, b"x")
     key = url.partition("://")[2].partition("/")[2]
     refused = {"Key": key, "Code": "AccessDenied", "Message": "no"}
-    system = storage._fs(url)  # pyright: ignore[reportPrivateUsage]
     # SeaweedFS lets whoever may write delete, too.
-    monkeypatch.setattr(system, "call_s3", lambda *_, **__: {"Errors": [refused]})
+    monkeypatch.setattr(S3FileSystem, "call_s3", lambda *_, **__: {"Errors": [refused]})
     with pytest.raises(StorageError, match=f"{key}: not deleted: AccessDenied, no"):
         storage.delete(url)

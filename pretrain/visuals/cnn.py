@@ -54,15 +54,15 @@ class Cnn(Visual):
 
     def begin(self, module: "MapTokens", image_size: int) -> None:
         if self.weights:
-            network, _ = _network(self, image_size, _stored(self.weights))
+            network, _ = _network(self, image_size, stored.state(self.weights))
             module.network.load_state_dict(network.state_dict())
 
 
 class MapTokens(nn.Module):
     """view -> (B, N, D), or fewer regions in training when some are sampled."""
 
-    shift: Tensor
-    scale: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
 
     def __init__(self, width: int, spec: Cnn, image_size: int, epsilon: float) -> None:
         super().__init__()
@@ -74,14 +74,17 @@ class MapTokens(nn.Module):
         self.hole = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.places, std=0.02)
         nn.init.normal_(self.hole, std=0.02)
-        config = timm_config(spec.network) if spec.weights else None
-        mean, std = (config.mean, config.std) if config else ((0.5,) * 3, (0.5,) * 3)
+        config = _config(spec.network) if spec.weights else None
         # What turns pixels of -1 to 1, of mean and deviation 1/2, into those that timm means.
-        self.register_buffer("shift", _channels(mean) * 2 - 1, persistent=False)
-        self.register_buffer("scale", 0.5 / _channels(std), persistent=False)
+        shift = _channels(config.mean) * 2 - 1 if config else None
+        scale = 0.5 / _channels(config.std) if config else None
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, view: View) -> Tensor:
-        pixels_BCHW = (view.image_BCHW - self.shift) * self.scale
+        pixels_BCHW = view.image_BCHW
+        if self.shift is not None and self.scale is not None:
+            pixels_BCHW = (pixels_BCHW - self.shift) * self.scale
         cells_BNC = self._cells(self.network(pixels_BCHW)[-1])
         cells_BND = self.norm(self.project(cells_BNC))
         cells_BND = cells_BND + self.places + view.hidden_BN[..., None] * self.hole
@@ -98,7 +101,7 @@ class MapTokens(nn.Module):
         return map_BCHW.flatten(2).transpose(1, 2)
 
 
-def timm_config(network: str) -> Any:
+def _config(network: str) -> Any:
     """What timm knows of a network: mean and deviation of its pixels, its own size; or None."""
     import timm  # imports for seconds
 
@@ -107,11 +110,6 @@ def timm_config(network: str) -> Any:
 
 def _channels(values: Sequence[float]) -> Tensor:
     return torch.tensor(values)[:, None, None]
-
-
-def _stored(url: str) -> dict[str, Tensor]:
-    files = [url] if url.endswith(".safetensors") else stored.files(url)
-    return {name: value for file in files for name, value in stored.tensors(file).items()}
 
 
 def _network(
@@ -126,7 +124,7 @@ def _network(
     import timm  # imports for seconds
 
     try:
-        known = timm_config(spec.network)
+        known = _config(spec.network)
         fixed: Any = {"img_size": image_size} if known and known.fixed_input_size else {}
         info: Any = timm.create_model(spec.network, features_only=True, **fixed).feature_info
     except (RuntimeError, AttributeError, ValueError) as err:
