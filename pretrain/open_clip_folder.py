@@ -1,12 +1,29 @@
-"""A model of open_clip from a folder that open_clip itself saved."""
+"""A model of open_clip from a folder that open_clip itself saved, and encoders made of one."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 from torch.nn import functional as F
+
+from .encoder import Encoder
+from .frozen import whole
+
+
+class OfOpenClip(Encoder):
+    """A record of an encoder that is a part of such a model."""
+
+    weights: str
+    """A folder with open_clip_config.json and open_clip_model.safetensors."""
+
+    _whole = field_validator("weights")(whole)
+
+    @property
+    def places(self) -> dict[str, str]:
+        return {"weights": self.weights}
 
 
 def opened(folder: Path, device: str) -> tuple[Any, Any]:

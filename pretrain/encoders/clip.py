@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import field_validator
 from torch import Tensor
 
 from ...data.cache import Side
-from ..encoder import Apply, Encoder, Rows
-from ..frozen import whole
-from ..open_clip_folder import opened, pixels
+from ..encoder import Apply, Rows
+from ..open_clip_folder import OfOpenClip, opened, pixels
 
 
-class Clip(Encoder):
+class Clip(OfOpenClip):
     """`features` (D,) of the image and `text` (D,), unit vectors: their product is the similarity.
 
     Images are resized to the model's square with antialiasing, not cropped.
@@ -24,14 +22,6 @@ class Clip(Encoder):
 
     kind: ClassVar[str] = "clip"
     reads: ClassVar[tuple[Side, ...]] = ("image", "text")
-    weights: str
-    """A folder with open_clip_config.json and open_clip_model.safetensors."""
-
-    _whole = field_validator("weights")(whole)
-
-    @property
-    def places(self) -> dict[str, str]:
-        return {"weights": self.weights}
 
     def build(self, folders: Mapping[str, Path], device: str) -> Apply:
         model, words = opened(folders["weights"], device)

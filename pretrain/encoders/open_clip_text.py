@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import field_validator
 from torch import Tensor
 
 from ...data.cache import Side
 from ...errors import RecipeError
-from ..encoder import Apply, Encoder, Rows
-from ..frozen import whole
-from ..open_clip_folder import opened
+from ..encoder import Apply, Rows
+from ..open_clip_folder import OfOpenClip, opened
 
 
-class OpenClipText(Encoder):
+class OpenClipText(OfOpenClip):
     """`text` (L, D) of CLIP's own tower, SigLIP's, CoCa's, or a transformers one in open_clip."""
 
     kind: ClassVar[str] = "open_clip_text"
     reads: ClassVar[tuple[Side, ...]] = ("text",)
-    weights: str
-    """A folder with open_clip_config.json and open_clip_model.safetensors."""
     padded: bool = False
     """Hand the states of padding on too, as Stable Diffusion 2 does; else those of a text's tokens,
     its end included, as they are in the padded row: the tower itself always reads its padding."""
@@ -33,12 +29,6 @@ class OpenClipText(Encoder):
     normed: bool = True
     """Put an earlier layer's states through the tower's last norm, as Stable Diffusion 2 does, and
     SDXL does not. Those of the last layer always are."""
-
-    _whole = field_validator("weights")(whole)
-
-    @property
-    def places(self) -> dict[str, str]:
-        return {"weights": self.weights}
 
     def build(self, folders: Mapping[str, Path], device: str) -> Apply:
         model, words = opened(folders["weights"], device)
