@@ -82,6 +82,7 @@ class Tracker:
         self._board = SummaryWriter(self._board_home.name, purge_step=start + 1 if start else None)
         self._line.at(start)
         self.status("running")
+        self._attempt = 0  # while the next is claimed, which is not another driver's
         self._attempt = ledger.begin(self.place, start, len(places))
         told = {"attempt": self._attempt, "start": start, "world": len(places)}
         self._happened({"what": "attempt", **told}, -1)
@@ -135,7 +136,9 @@ class Tracker:
 
         A machine that was away may wake up after its run has gone on elsewhere.
         """
-        if self._attempt and checkpoint.newer(self.place.url, self._attempt):
+        mine = self._attempt
+        # Asked again: this driver may have begun another itself, in its other thread.
+        if mine and checkpoint.newer(self.place.url, mine) and mine == self._attempt:
             self.stop_asked = True
             return True
         return False

@@ -267,3 +267,33 @@ def test_a_driver_that_was_given_up_leaves_the_folder_alone(run: str, tiny: Any)
             old.begin(0, [place_of_rank])
         assert old.stop_asked and not new.stop_asked
     assert kept == {name: storage.read(place.at(name)) for name in names}
+
+
+@pytest.mark.parametrize("while_", ["it is claimed", "attempts are listed"])
+def test_a_driver_is_not_given_up_for_its_own_next_attempt(
+    while_: str, run: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heart beats in another thread, at any moment of it."""
+    ranks = [Place(pid=1, host="h", address="a", port=1, node="n")]
+    begin, newer = ledger.begin, checkpoint.newer
+    with Tracker(tiny("again"), RunDir(run), Console(quiet=True)) as tracker:
+        assert tracker.begin(0, ranks) == 1
+        if while_ == "it is claimed":
+
+            def beats(*told: Any) -> int:
+                number = begin(*told)
+                tracker.status("running")
+                return number
+
+            monkeypatch.setattr(ledger, "begin", beats)
+            assert tracker.begin(0, ranks) == 2
+        else:
+
+            def begins(*told: Any) -> int | None:
+                monkeypatch.setattr(checkpoint, "newer", newer)
+                tracker.begin(0, ranks)
+                return newer(*told)
+
+            monkeypatch.setattr(checkpoint, "newer", begins)
+            tracker.flush()
+        assert not tracker.stop_asked
